@@ -1,0 +1,1 @@
+"""Processes, configuration and the command line."""

@@ -1,0 +1,85 @@
+"""Flags of the command line to typed options, refused before anything starts.
+
+fire runs a program first and complains about an unknown flag afterwards, and takes `1e5` for a folder's
+name as a number. So it hands over plain strings, and they are checked here.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from launcher.options import COMPLETE_SECTIONS, CompleteOptions, ReshardOptions
+from launcher.schema import Setting, Wanted, build, nearest, settings_of
+from parallel.errors import RefusedError
+
+# What fire gives a flag that stands without a value.
+_NO_VALUE = "True"
+
+
+def complete_options(flags: Mapping[str, str]) -> CompleteOptions:
+    """The sections of `complete` from its flags."""
+    sections = {name: settings_of(section) for name, section in COMPLETE_SECTIONS.items()}
+    known = {name: setting for settings in sections.values() for name, setting in settings.items()}
+    values = convert_flags("complete", known, flags)
+    built: dict[str, Any] = {
+        name: build(COMPLETE_SECTIONS[name], {key: values[key] for key in settings if key in values})
+        for name, settings in sections.items()
+    }
+    return CompleteOptions(**built)
+
+
+def reshard_options(flags: Mapping[str, str]) -> ReshardOptions:
+    return build(ReshardOptions, convert_flags("reshard", settings_of(ReshardOptions), flags))
+
+
+def convert_flags(command: str, known: Mapping[str, Setting], flags: Mapping[str, str]) -> dict[str, Any]:
+    """Typed values by name. RefusedError names the flag, its value and what was wanted."""
+    values: dict[str, Any] = {}
+    for flag, raw in flags.items():
+        name, text = _negated(flag, raw, known)
+        setting = known.get(name)
+        if setting is None:
+            raise RefusedError(f"--{flag} is not a flag of {command}{nearest(name, known)}")
+        if text == _NO_VALUE and not setting.is_flag:
+            raise RefusedError(f"--{flag} has no value; wanted {setting.wanted}")
+        try:
+            values[name] = setting.convert(text, typed=False)
+        except Wanted as wanted:
+            raise RefusedError(f"--{flag} is {_shown(text)}; wanted {wanted}") from None
+    missing = [name for name, setting in known.items() if setting.required and name not in values]
+    if missing:
+        raise RefusedError(f"--{missing[0]} is missing; wanted: {known[missing[0]].limits.help}")
+    return values
+
+
+def _negated(flag: str, raw: str, known: Mapping[str, Setting]) -> tuple[str, str]:
+    """`--no_stream` and `--nostream` are `--stream false`."""
+    for prefix in ("no_", "no"):
+        name = flag.removeprefix(prefix)
+        if flag not in known and name in known and known[name].is_flag and raw == _NO_VALUE:
+            return name, "false"
+    return flag, raw
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 80 else f"{text[:77]}...")
+
+
+def help_text(command: str, usage: str, summary: str, settings: Mapping[str, Setting]) -> str:
+    """The help of one command: a line a flag."""
+    lines = [f"shardrun {command}: {summary}", "", f"  {usage}", ""]
+    for name, setting in settings.items():
+        default = "required" if setting.required else f"default {_default(setting.default)}"
+        lines.append(f"  --{name:<20} {setting.limits.help} [{default}; {setting.wanted}]")
+    return "\n".join(lines) + "\n"
+
+
+def _default(value: object) -> str:
+    shown = {None: "none", True: "on", False: "off"}
+    return shown[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def help_settings(command: str) -> dict[str, Setting]:
+    """The settings that a command's help lists."""
+    if command == "reshard":
+        return settings_of(ReshardOptions)
+    return {name: setting for section in COMPLETE_SECTIONS.values() for name, setting in settings_of(section).items()}

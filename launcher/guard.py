@@ -1,0 +1,39 @@
+"""What a process makes sure of before it loads anything heavy."""
+
+import ctypes
+import importlib.util
+import os
+import signal
+import sys
+from pathlib import Path
+
+from parallel.errors import RefusedError
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when the one that started it ends (Linux).
+
+    Without it a launcher that is killed leaves its ranks running.
+    """
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(128 + signal.SIGKILL)
+
+
+def check_own_packages() -> None:
+    """Refuse where `model` or `parallel` would come from elsewhere: the names are generic."""
+    root = Path(__file__).resolve().parent.parent
+    for name in ("model", "parallel"):
+        spec = importlib.util.find_spec(name)
+        found = Path(spec.origin).resolve() if spec is not None and spec.origin else None
+        if found is None or found.parent.parent != root:
+            raise RefusedError(
+                f"the package '{name}' comes from {found}, not from shardrun's {root / name}; run "
+                "from another folder, or "
+                "take that path out of PYTHONPATH"
+            )

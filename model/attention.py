@@ -1,0 +1,55 @@
+"""Grouped-query attention (arXiv:2305.13245) with its heads cut over the ranks.
+
+Shapes: a capital is the full size, its small letter this rank's share.
+B rows, T new tokens, S tokens seen, D model width, N/n query heads, K/k KV heads, H numbers a head.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.cache import KVCache
+from model.params import Params
+from model.rope import rotate
+from parallel import ColumnParallelLinear, Mesh, RowParallelLinear
+from parallel.slices import even_share
+
+
+class Attention(nn.Module):
+    """Causal self-attention of one layer. Forward is collective (wo's all-reduce)."""
+
+    def __init__(self, params: Params, layer: int, mesh: Mesh) -> None:
+        super().__init__()
+        self.layer = layer
+        self.local_heads = even_share(params.n_heads, mesh.size, "heads")
+        self.local_kv_heads = even_share(params.n_kv_heads, mesh.size, "KV heads")
+        kv_dim = params.n_kv_heads * params.head_dim
+        self.wq = ColumnParallelLinear(params.dim, params.dim, bias=False, gather_output=False, mesh=mesh)
+        self.wk = ColumnParallelLinear(params.dim, kv_dim, bias=False, gather_output=False, mesh=mesh)
+        self.wv = ColumnParallelLinear(params.dim, kv_dim, bias=False, gather_output=False, mesh=mesh)
+        self.wo = RowParallelLinear(params.dim, params.dim, bias=False, input_is_parallel=True, mesh=mesh)
+
+    def forward(self, x_BTD: Tensor, turns_BTh: Tensor, cache: KVCache | None) -> Tensor:
+        q_BTnH = rotate(self.wq(x_BTD).unflatten(-1, (self.local_heads, -1)), turns_BTh)
+        k_BTkH = rotate(self.wk(x_BTD).unflatten(-1, (self.local_kv_heads, -1)), turns_BTh)
+        v_BTkH = self.wv(x_BTD).unflatten(-1, (self.local_kv_heads, -1))
+        if cache is None:
+            y_BTnH = _attend(q_BTnH, k_BTkH.transpose(1, 2), v_BTkH.transpose(1, 2), None)
+        else:
+            k_BkSH, v_BkSH = cache.extend(self.layer, k_BTkH, v_BTkH)
+            y_BTnH = _attend(q_BTnH, k_BkSH, v_BkSH, cache.mask_B1TS, causal=cache.fresh)
+        return self.wo(y_BTnH.flatten(-2))  # type: ignore[no-any-return]
+
+
+def _attend(q_BTnH: Tensor, k_BkSH: Tensor, v_BkSH: Tensor, mask_B1TS: Tensor | None, causal: bool = True) -> Tensor:
+    if q_BTnH.shape[1] == 1:
+        # One new token sees everything before it, so the queries of a KV head can stand where a
+        # sequence would, and no key or value is repeated for them.
+        rows, kv_heads, head_dim = q_BTnH.shape[0], k_BkSH.shape[1], q_BTnH.shape[3]
+        q_BkgH = q_BTnH.reshape(rows, kv_heads, -1, head_dim)
+        y_BkgH = F.scaled_dot_product_attention(q_BkgH, k_BkSH, v_BkSH, attn_mask=mask_B1TS)
+        return y_BkgH.flatten(1, 2).unsqueeze(1)
+    grouped = q_BTnH.shape[2] != k_BkSH.shape[1]
+    y_BnTH = F.scaled_dot_product_attention(
+        q_BTnH.transpose(1, 2), k_BkSH, v_BkSH, attn_mask=mask_B1TS, is_causal=causal, enable_gqa=grouped
+    )
+    return y_BnTH.transpose(1, 2)

@@ -1,0 +1,47 @@
+"""Files of torch before 1.6: bare pickles without checksums, read only where the user asks for it."""
+
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model.shard_file import DTYPE_BYTES, FileStamp, ShardHeader, TensorEntry, open_regular
+from parallel.errors import RefusedError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def load_legacy(path: Path) -> "dict[str, Tensor]":
+    """The tensors of a legacy file, in private memory. torch's weights-only unpickler runs no code of the file's."""
+    import torch  # only here: headers of today's files are read without it
+
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds here, with advice that we do not pass on
+        raise RefusedError(
+            f"{path}: is a legacy file that torch's weights-only reader refuses "
+            f"({type(error).__name__}); nothing of it "
+            "was executed. Get the weights from a source that you trust"
+        ) from None
+    if isinstance(state, dict) and isinstance(state.get("model"), dict):
+        state = state["model"]
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise RefusedError(f"{path}: does not hold a dictionary of names and tensors")
+    return {str(name): tensor.contiguous() for name, tensor in state.items()}
+
+
+def read_legacy_header(path: Path) -> ShardHeader:
+    """A header like that of a zip file, computed from the loaded tensors."""
+    import torch
+
+    with open_regular(path) as file:
+        stamp = FileStamp.of(file)
+    entries: dict[str, TensorEntry] = {}
+    for name, tensor in load_legacy(path).items():
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if dtype not in DTYPE_BYTES:
+            raise RefusedError(f"{path}: {name} has dtype {dtype}; wanted {', '.join(DTYPE_BYTES)}")
+        crc32 = zlib.crc32(tensor.flatten().view(torch.uint8).numpy().data)
+        nbytes = tensor.numel() * tensor.element_size()
+        entries[name] = TensorEntry(name, dtype, tuple(tensor.shape), name, 0, nbytes, crc32, 0)
+    return ShardHeader(path, stamp, entries, nested=False, legacy=True)

@@ -1,0 +1,295 @@
+"""`Llama`: a checkpoint, its tokenizer and its ranks, with the methods of Meta's class of that name.
+
+Signatures, defaults and return shapes follow llama `generation.py`, so that its example scripts run with
+only their import changed. Under torchrun every rank must call each method, with the same arguments.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NotRequired, TypedDict
+
+import torch
+
+from model.chat import UNSAFE_ERROR, Dialog, Message, check_dialog, encode_dialog, is_unsafe
+from model.checkpoint import Checkpoint, open_checkpoint
+from model.cuts import all_weights
+from model.generate import Event, Generation, Settings, check_prompts
+from model.loading import Progress, load_weights
+from model.placing import check_room, choose_dtype, share_bytes
+from model.tokenizer import Tokenizer, find_tokenizer
+from model.transformer import Transformer
+from parallel import RefusedError, World, start_world
+from parallel.seed import seed_everything
+
+log = logging.getLogger("shardrun")
+
+
+class CompletionPrediction(TypedDict):
+    generation: str
+    tokens: NotRequired[list[str]]
+    logprobs: NotRequired[list[float]]
+
+
+class ChatPrediction(TypedDict):
+    generation: Message
+    tokens: NotRequired[list[str]]
+    logprobs: NotRequired[list[float]]
+
+
+class Llama:
+    """A loaded model. Make one with `Llama.build`."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer | None,
+        world: World,
+        max_seq_len: int,
+        max_batch_size: int,
+        seed: int,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.world = world
+        self.max_seq_len = max_seq_len
+        self.max_batch_size = max_batch_size
+        self.seed = seed
+        self._prompts_served = 0
+
+    @staticmethod
+    def build(
+        ckpt_dir: str,
+        tokenizer_path: str | None,
+        max_seq_len: int,
+        max_batch_size: int,
+        model_parallel_size: int | None = None,
+        seed: int = 1,
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        backend: str = "auto",
+        allow_legacy: bool = False,
+        progress: Progress | None = None,
+        world: World | None = None,
+    ) -> "Llama":
+        """Meet the other ranks, check the checkpoint, load this rank's shard. Collective.
+
+        Reads torchrun's variables; without them it runs in this process alone. `tokenizer_path=None` looks
+        in `ckpt_dir` and its parent; where there is none, `generate` still works on ids. `world`: ranks that
+        have met already. Raises RefusedError, the same on every rank, for whatever a user can mend.
+        """
+        if max_seq_len < 1 or max_batch_size < 1:
+            raise RefusedError(
+                f"max_seq_len is {max_seq_len}, max_batch_size {max_batch_size}; wanted 1 or more of each"
+            )
+        world = world or start_world(device=device, backend=backend)
+        asked = {"max_seq_len": max_seq_len, "max_batch_size": max_batch_size, "seed": seed, "dtype": dtype}
+        world.agree("Llama.build", asked)
+        if model_parallel_size not in (None, world.mesh.size):
+            raise RefusedError(
+                f"model_parallel_size is {model_parallel_size} but {world.mesh.size} ranks were "
+                "started; MP is the number of "
+                f"ranks: start {model_parallel_size}, or leave model_parallel_size out"
+            )
+        started = time.monotonic()
+
+        def look() -> tuple[Checkpoint, Tokenizer | None, torch.dtype]:
+            checkpoint = open_checkpoint(ckpt_dir, allow_legacy)
+            checkpoint.check_mp(world.mesh.size)
+            path = Path(tokenizer_path) if tokenizer_path is not None else find_tokenizer(Path(ckpt_dir))
+            tokenizer = Tokenizer(path) if path is not None else None
+            if tokenizer is not None:
+                tokenizer.check_vocabulary(checkpoint.params.vocab_size)
+            chosen, why = choose_dtype(dtype, checkpoint.dtype, world.device)
+            check_room(
+                share_bytes(checkpoint.params, checkpoint.mp, chosen),
+                world.device,
+                world.env.local_world_size,
+                "the weights",
+            )
+            if world.env.rank == 0:
+                for note in checkpoint.notes:
+                    log.warning("note: %s", note)
+                name = str(chosen).removeprefix("torch.")
+                log.info(
+                    "%s: MP %d, dtype %s (%s), rope %s",
+                    ckpt_dir,
+                    checkpoint.mp,
+                    name,
+                    why,
+                    checkpoint.params.rope_reason,
+                )
+            return checkpoint, tokenizer, chosen
+
+        checkpoint, tokenizer, chosen = world.together("reading the checkpoint's headers", look)
+        world.agree("the checkpoint's files", _fingerprint(checkpoint))
+        model = world.together("loading the weights", lambda: _load(checkpoint, world, chosen, max_seq_len, progress))
+        seed_everything(seed)
+        if world.env.rank == 0:
+            log.info("loaded in %.1f s", time.monotonic() - started)
+        return Llama(model, tokenizer, world, max_seq_len, max_batch_size, seed)
+
+    def start(
+        self,
+        prompt_tokens: Sequence[Sequence[int]],
+        max_gen_len: int | None,
+        temperature: float = 0.6,
+        top_p: float = 0.9,
+        logprobs: bool = False,
+        echo: bool = False,
+        eos_ids: Sequence[int] | None = None,
+    ) -> Generation:
+        """Check a batch and make ready to generate it; iterate its `events()` to stream. Collective.
+
+        Prompts are counted over the life of this object: prompt i draws the same random numbers in
+        whatever batches it comes. `eos_ids`: what ends a row (default: the tokenizer's eos).
+        """
+        check_prompts(prompt_tokens, self.model.params.vocab_size, self.max_seq_len, self._prompts_served)
+        if len(prompt_tokens) > self.max_batch_size:
+            raise RefusedError(
+                f"{len(prompt_tokens)} prompts in one batch but max_batch_size is "
+                f"{self.max_batch_size}; split them, or build "
+                "with a larger max_batch_size"
+            )
+        if eos_ids is None:
+            eos_ids = [] if self.tokenizer is None else [self.tokenizer.eos_id]
+        settings = Settings(
+            max_gen_len=self.max_seq_len - 1 if max_gen_len is None else max_gen_len,
+            max_seq_len=self.max_seq_len,
+            temperature=temperature,
+            top_p=top_p,
+            seed=self.seed,
+            logprobs=logprobs,
+            echo=echo,
+            eos_ids=frozenset(eos_ids),
+        )
+        text = json.dumps([list(map(list, prompt_tokens)), str(settings)])
+        self.world.agree("generate", {"prompts and settings": hashlib.sha256(text.encode()).hexdigest()})
+        first = self._prompts_served
+        self._prompts_served += len(prompt_tokens)
+        return Generation(self.model, prompt_tokens, settings, range(first, self._prompts_served))
+
+    def generate(
+        self,
+        prompt_tokens: list[list[int]],
+        max_gen_len: int,
+        temperature: float = 0.6,
+        top_p: float = 0.9,
+        logprobs: bool = False,
+        echo: bool = False,
+    ) -> tuple[list[list[int]], list[list[float]] | None]:
+        """Ids generated behind each prompt, without the end token, and their natural log-probabilities. Collective.
+
+        `echo` puts the prompt in front; its first token has log-probability 0.0, as Meta's.
+        """
+        generation = self.start(prompt_tokens, max_gen_len, temperature, top_p, logprobs, echo)
+        tokens: list[list[int]] = [[] for _ in prompt_tokens]
+        values: list[list[float]] = [[] for _ in prompt_tokens]
+        for event in generation.events():
+            _take(event, tokens, values)
+        if echo:
+            tokens = [[*prompt, *new] for prompt, new in zip(prompt_tokens, tokens, strict=True)]
+        if not logprobs:
+            return tokens, None
+        if echo:
+            known = generation.prompt_logprobs
+            values = [[0.0, *before, *new] for before, new in zip(known, values, strict=True)]
+        return tokens, values
+
+    def text_completion(
+        self,
+        prompts: list[str],
+        temperature: float = 0.6,
+        top_p: float = 0.9,
+        max_gen_len: int | None = None,
+        logprobs: bool = False,
+        echo: bool = False,
+    ) -> list[CompletionPrediction]:
+        """Continue each text. Collective. With `logprobs`, also the text of each token and its log-probability."""
+        tokenizer = self.text_tokenizer()
+        ids = [self.encode_prompt(prompt, index) for index, prompt in enumerate(prompts)]
+        tokens, values = self.generate(ids, self._length(max_gen_len), temperature, top_p, logprobs, echo)
+        if values is None:
+            return [{"generation": tokenizer.decode(row)} for row in tokens]
+        return [
+            {"generation": tokenizer.decode(row), "tokens": [tokenizer.decode(one) for one in row], "logprobs": known}
+            for row, known in zip(tokens, values, strict=True)
+        ]
+
+    def chat_completion(
+        self,
+        dialogs: list[Dialog],
+        temperature: float = 0.6,
+        top_p: float = 0.9,
+        max_gen_len: int | None = None,
+        logprobs: bool = False,
+    ) -> list[ChatPrediction]:
+        """Answer each dialog, in Llama 2's format. Collective. A dialog with the format's own tags is not answered."""
+        tokenizer = self.text_tokenizer()
+        for index, dialog in enumerate(dialogs):
+            check_dialog(dialog, index)
+        ids = [encode_dialog(tokenizer, dialog) for dialog in dialogs]
+        tokens, values = self.generate(ids, self._length(max_gen_len), temperature, top_p, logprobs)
+        answers: list[ChatPrediction] = []
+        for row, (dialog, new) in enumerate(zip(dialogs, tokens, strict=True)):
+            content = UNSAFE_ERROR if is_unsafe(dialog) else tokenizer.decode(new)
+            answers.append({"generation": {"role": "assistant", "content": content}})
+            if values is not None:
+                answers[-1]["tokens"] = [tokenizer.decode(one) for one in new]
+                answers[-1]["logprobs"] = values[row]
+        return answers
+
+    def text_tokenizer(self) -> Tokenizer:
+        """The tokenizer; RefusedError where the model was built without one."""
+        if self.tokenizer is None:
+            raise RefusedError(
+                "text needs a tokenizer, and there is no tokenizer.model in the checkpoint folder or its parent; give "
+                "--tokenizer_path, or use generate() on ids"
+            )
+        return self.tokenizer
+
+    def encode_prompt(self, prompt: object, index: int) -> list[int]:
+        """Ids of a prompt, bos in front; RefusedError names its index."""
+        if not isinstance(prompt, str):
+            raise RefusedError(f"prompt {index} is {prompt!r}; wanted a text")
+        try:
+            return self.text_tokenizer().encode(prompt, bos=True, eos=False)
+        except RefusedError as error:
+            raise RefusedError(f"prompt {index}: {error}") from None
+
+    def _length(self, max_gen_len: int | None) -> int:
+        return self.max_seq_len - 1 if max_gen_len is None else max_gen_len
+
+
+def _take(event: Event, tokens: list[list[int]], values: list[list[float]]) -> None:
+    if event.token is not None:
+        tokens[event.row].append(event.token)
+    if event.logprob is not None and event.token is not None:
+        values[event.row].append(event.logprob)
+
+
+def _fingerprint(checkpoint: Checkpoint) -> dict[str, object]:
+    """What must be the same on every rank: sizes, and the checksum of every tensor of every shard."""
+    sums = [sorted((name, entry.crc32) for name, entry in header.tensors.items()) for header in checkpoint.shards]
+    digest = hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+    return {"params.json": str(checkpoint.params), "the shards' checksums": digest}
+
+
+def _load(
+    checkpoint: Checkpoint, world: World, dtype: torch.dtype, max_seq_len: int, progress: Progress | None
+) -> Transformer:
+    """This rank's share of the model: built on meta, then filled tensor by tensor."""
+    params = checkpoint.params
+    with torch.device("meta"):
+        model = Transformer(params, world.mesh, 0 if checkpoint.embedding_dim == 0 else 1)
+    names = [weight.name for weight in all_weights(params, checkpoint.embedding_dim)]
+    weights = load_weights(checkpoint.shards[world.mesh.rank], dtype, world.device, names, progress)
+    model.load_state_dict(weights, strict=True, assign=True)
+    model.requires_grad_(False)
+    # One position more than the longest row: see Generation._new_cache.
+    model.prepare(max_seq_len + 1)
+    return model.eval()

@@ -1,0 +1,230 @@
+"""What tensors a checkpoint's pickle describes, read without executing it.
+
+A pickle is a program. This reads its opcodes with `pickletools` and follows only the few that
+torch.save writes for a dictionary of tensors; anything else is refused before torch sees the file.
+Source of the forms: torch/serialization.py and torch/_utils.py (torch 2.13).
+"""
+
+import pickletools
+from dataclasses import dataclass
+from typing import Any
+
+_STORAGE_DTYPES = {
+    "torch FloatStorage": "float32",
+    "torch HalfStorage": "float16",
+    "torch BFloat16Storage": "bfloat16",
+    "torch DoubleStorage": "float64",
+    "torch LongStorage": "int64",
+    "torch IntStorage": "int32",
+    "torch ShortStorage": "int16",
+    "torch CharStorage": "int8",
+    "torch ByteStorage": "uint8",
+    "torch BoolStorage": "bool",
+    "torch.storage UntypedStorage": "untyped",
+}
+# Forms of torch's that are no danger, but no plain tensor either: refused later, with their key.
+_ODD_TENSORS = {
+    "torch._utils _rebuild_sparse_tensor": "a sparse tensor",
+    "torch._utils _rebuild_sparse_csr_tensor": "a sparse tensor",
+    "torch._utils _rebuild_meta_tensor_no_storage": "a meta tensor (a shape without data)",
+    "torch._utils _rebuild_qtensor": "a quantised tensor",
+    "torch._utils _rebuild_nested_tensor": "a nested tensor",
+    "torch._utils _rebuild_device_tensor_from_numpy": "a tensor made from a numpy array",
+}
+_TENSOR = "torch._utils _rebuild_tensor_v2"
+_PARAMETER = "torch._utils _rebuild_parameter"
+_ORDERED_DICT = "collections OrderedDict"
+_HARMLESS = {_TENSOR, _PARAMETER, _ORDERED_DICT, "torch Size", *_STORAGE_DTYPES, *_ODD_TENSORS}
+_PUSH_ARGUMENT = {
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICODE", "BINFLOAT"),
+    *("BINSTRING", "SHORT_BINSTRING", "UNICODE"),
+}
+_PUSH_CONSTANT = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+class UnsafePickle(Exception):
+    """The pickle holds what no dictionary of tensors needs. The text says what."""
+
+
+@dataclass(frozen=True, slots=True)
+class PickledGlobal:
+    """A name that the pickle mentions, as 'module name'. It is never imported."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class PickledStorage:
+    dtype: str
+    key: str
+    numel: int
+
+
+@dataclass(frozen=True, slots=True)
+class PickledTensor:
+    """A tensor as the pickle describes it; offset and strides in elements of its storage."""
+
+    storage: PickledStorage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OddTensor:
+    """A tensor of a kind that no checkpoint of ours holds."""
+
+    kind: str
+
+
+class _Mark:
+    pass
+
+
+def read_pickle(data: bytes) -> Any:
+    """The pickle's value, its tensors as PickledTensor or OddTensor. Raises UnsafePickle; runs nothing."""
+    try:
+        return _Machine().run(data)
+    except UnsafePickle:
+        raise
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, AssertionError, RecursionError) as error:
+        raise UnsafePickle(f"its pickle is damaged ({type(error).__name__})") from None
+
+
+class _Machine:
+    """Pickle's stack machine, for the opcodes of a dictionary of tensors."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+
+    def run(self, data: bytes) -> Any:
+        for opcode, argument, position in pickletools.genops(data):
+            name = opcode.name
+            if name == "STOP":
+                return self.stack.pop()
+            if name in _PUSH_ARGUMENT:
+                self.stack.append(argument)
+            elif name in _PUSH_CONSTANT:
+                self.stack.append(_PUSH_CONSTANT[name])
+            elif name in _TUPLES:
+                count = _TUPLES[name]
+                self.stack[-count:] = [tuple(self.stack[-count:])]
+            elif (act := getattr(self, f"_op_{name.lower()}", None)) is not None:
+                act(argument)
+            else:
+                raise UnsafePickle(f"its pickle uses the opcode {name} (byte {position})")
+        raise UnsafePickle("its pickle has no end")
+
+    def _op_proto(self, version: int) -> None:
+        if not 2 <= version <= 5:
+            raise UnsafePickle(f"its pickle has protocol {version}")
+
+    def _op_frame(self, _: int) -> None:
+        pass
+
+    def _op_mark(self, _: None) -> None:
+        self.stack.append(_Mark)
+
+    def _since_mark(self) -> list[Any]:
+        index = max(i for i, value in enumerate(self.stack) if value is _Mark)
+        values = self.stack[index + 1 :]
+        del self.stack[index:]
+        return values
+
+    def _op_empty_dict(self, _: None) -> None:
+        self.stack.append({})
+
+    def _op_empty_tuple(self, _: None) -> None:
+        self.stack.append(())
+
+    def _op_empty_list(self, _: None) -> None:
+        self.stack.append([])
+
+    def _op_tuple(self, _: None) -> None:
+        self.stack.append(tuple(self._since_mark()))
+
+    def _op_append(self, _: None) -> None:
+        value = self.stack.pop()
+        assert isinstance(self.stack[-1], list)
+        self.stack[-1].append(value)
+
+    def _op_appends(self, _: None) -> None:
+        values = self._since_mark()
+        assert isinstance(self.stack[-1], list)
+        self.stack[-1].extend(values)
+
+    def _op_setitem(self, _: None) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set(key, value)
+
+    def _op_setitems(self, _: None) -> None:
+        values = self._since_mark()
+        for key, value in zip(values[::2], values[1::2], strict=True):
+            self._set(key, value)
+
+    def _set(self, key: Any, value: Any) -> None:
+        target = self.stack[-1]
+        assert isinstance(target, dict)
+        if key in target:
+            raise UnsafePickle(f"its pickle sets the key {key!r} twice")
+        target[key] = value
+
+    def _op_binput(self, index: int) -> None:
+        self.memo[index] = self.stack[-1]
+
+    _op_long_binput = _op_binput
+
+    def _op_memoize(self, _: None) -> None:
+        self.memo[len(self.memo)] = self.stack[-1]
+
+    def _op_binget(self, index: int) -> None:
+        self.stack.append(self.memo[index])
+
+    _op_long_binget = _op_binget
+
+    def _op_global(self, name: str) -> None:
+        if name not in _HARMLESS:
+            raise UnsafePickle(f"its pickle asks for {name.replace(' ', '.')}, which loading weights does not need")
+        self.stack.append(PickledGlobal(name))
+
+    def _op_stack_global(self, _: None) -> None:
+        name, module = self.stack.pop(), self.stack.pop()
+        self._op_global(f"{module} {name}")
+
+    def _op_binpersid(self, _: None) -> None:
+        kind, storage_type, key, _location, numel = self.stack.pop()
+        assert kind == "storage" and isinstance(key, str) and isinstance(numel, int)
+        self.stack.append(PickledStorage(_STORAGE_DTYPES[storage_type.name], key, numel))
+
+    def _op_reduce(self, _: None) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        if not isinstance(function, PickledGlobal):
+            raise UnsafePickle("its pickle calls what is no function")
+        self.stack.append(self._call(function.name, arguments))
+
+    def _call(self, name: str, arguments: tuple[Any, ...]) -> Any:
+        if name == _ORDERED_DICT:
+            return dict(*arguments)
+        if name == _PARAMETER:
+            return arguments[0]
+        if name in _ODD_TENSORS:
+            return OddTensor(_ODD_TENSORS[name])
+        if name == "torch Size":
+            return tuple(*arguments)
+        if name != _TENSOR:
+            raise UnsafePickle(f"its pickle calls {name.replace(' ', '.')}")
+        storage, offset, shape, stride = arguments[:4]
+        assert isinstance(storage, PickledStorage) and _natural(offset, *shape, *stride) and len(shape) == len(stride)
+        return PickledTensor(storage, offset, tuple(shape), tuple(stride))
+
+    def _op_build(self, _: None) -> None:
+        # torch hangs `_metadata` on a state dict this way; the dictionary's content stays as it is.
+        state = self.stack.pop()
+        if not (isinstance(self.stack[-1], dict) and isinstance(state, dict) and set(state) <= {"_metadata"}):
+            raise UnsafePickle("its pickle sets attributes on what is no state dict")
+
+
+def _natural(*numbers: Any) -> bool:
+    return all(isinstance(number, int) and 0 <= number < 2**62 for number in numbers)

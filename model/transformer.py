@@ -1,0 +1,81 @@
+"""The Llama decoder, cut over the ranks of a mesh. Names are those of Meta's checkpoints.
+
+Shapes: B rows, T new tokens, D model width, V/v vocabulary (full / this rank's share).
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from model.attention import Attention
+from model.cache import KVCache
+from model.feedforward import FeedForward
+from model.norm import RMSNorm
+from model.params import Params
+from model.rope import rotations
+from parallel import ColumnParallelLinear, Mesh, ParallelEmbedding, VocabParallelEmbedding
+from parallel.collectives import gather_from_ranks
+
+# Along which dimension tok_embeddings.weight is cut: 0, the vocabulary (Llama 3), or 1, the width (Llama 1, 2).
+EmbeddingDim = Literal[0, 1]
+
+
+class TransformerBlock(nn.Module):
+    """One layer: attention and feed-forward, each behind a norm and added to what came in."""
+
+    def __init__(self, params: Params, layer: int, mesh: Mesh) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(params.dim, params.norm_eps)
+        self.attention = Attention(params, layer, mesh)
+        self.ffn_norm = RMSNorm(params.dim, params.norm_eps)
+        self.feed_forward = FeedForward(params, mesh)
+
+    def forward(self, x_BTD: Tensor, turns_BTh: Tensor, cache: KVCache | None) -> Tensor:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), turns_BTh, cache)
+        return x_BTD + self.feed_forward(self.ffn_norm(x_BTD))  # type: ignore[no-any-return]
+
+
+class Transformer(nn.Module):
+    """The decoder. Forward is collective; a rank alone (mesh of size 1) communicates with nobody."""
+
+    def __init__(self, params: Params, mesh: Mesh, embedding_dim: EmbeddingDim = 1) -> None:
+        super().__init__()
+        assert params.vocab_size > 0, "the vocabulary's size must be known before the model is built"
+        self.params = params
+        self.mesh = mesh
+        embedding = VocabParallelEmbedding if embedding_dim == 0 else ParallelEmbedding
+        self.tok_embeddings = embedding(params.vocab_size, params.dim, mesh=mesh)
+        self.layers = nn.ModuleList(TransformerBlock(params, layer, mesh) for layer in range(params.n_layers))
+        self.norm = RMSNorm(params.dim, params.norm_eps)
+        self.output = ColumnParallelLinear(params.dim, params.vocab_size, bias=False, gather_output=False, mesh=mesh)
+        self.turns_Sh: Tensor | None = None
+
+    def prepare(self, max_tokens: int) -> None:
+        """Make the rotary table for positions up to `max_tokens`, on the weights' device."""
+        self.turns_Sh = rotations(self.params, max_tokens, self.output.weight.device)
+
+    def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Token ids to normalised hidden states [B, T, D].
+
+        Without a cache the rows are whole sequences from position 0 (training). With one, the tokens
+        stand behind those that it holds; the caller then calls `cache.advance`.
+        """
+        assert self.turns_Sh is not None, "call prepare() first"
+        if cache is None:
+            turns_BTh = self.turns_Sh[: tokens_BT.shape[1]].unsqueeze(0)
+        else:
+            cache.plan(tokens_BT.shape[1])
+            turns_BTh = self.turns_Sh[cache.positions_BT]
+        x_BTD = self.tok_embeddings(tokens_BT)
+        for block in self.layers:
+            x_BTD = block(x_BTD, turns_BTh, cache)
+        return self.norm(x_BTD)  # type: ignore[no-any-return]
+
+    def local_logits(self, x_BTD: Tensor) -> Tensor:
+        """Hidden states [..., D] to this rank's share of the logits [..., v]."""
+        return self.output(x_BTD)  # type: ignore[no-any-return]
+
+    def logits(self, x_BTD: Tensor) -> Tensor:
+        """Hidden states [..., D] to all logits [..., V] in float32, the same on every rank. Collective."""
+        return gather_from_ranks(self.local_logits(x_BTD), self.mesh).to(torch.float32)

@@ -1,0 +1,126 @@
+"""Collectives over a mesh, and their counterparts for autograd.
+
+Every rank of the mesh must call each of these, in the same order. On a mesh of size 1 they do nothing.
+Pairs of forward and backward (Megatron-LM, arXiv:1909.08053, section 3):
+
+| function | forward | backward |
+|---|---|---|
+| copy_to_ranks | identity | all-reduce |
+| reduce_from_ranks | all-reduce | identity |
+| scatter_to_ranks | this rank's slice of the last dimension | all-gather |
+| gather_from_ranks | all-gather on the last dimension | this rank's slice |
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from parallel.mesh import Mesh
+from parallel.slices import share
+
+
+def all_reduce(x: Tensor, mesh: Mesh, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+    """The sum (or `op`) of every rank's `x`, in place where `x` is contiguous. Collective."""
+    if mesh.alone:
+        return x
+    x = x.contiguous()
+    dist.all_reduce(x, op=op, group=mesh.group)
+    return x
+
+
+def all_gather_last_dim(x: Tensor, mesh: Mesh) -> Tensor:
+    """[..., n] of each rank to [..., N] in order of rank. Collective."""
+    if mesh.alone:
+        return x
+    parts = x.new_empty((mesh.size, *x.shape))
+    dist.all_gather(list(parts.unbind(0)), x.contiguous(), group=mesh.group)
+    return parts.movedim(0, -2).flatten(-2)
+
+
+def slice_last_dim(x: Tensor, mesh: Mesh) -> Tensor:
+    """[..., N] to this rank's [..., n]. Needs no communication."""
+    own = share(x.shape[-1], mesh.rank, mesh.size, "columns")
+    return x[..., own.start : own.stop].contiguous()
+
+
+def broadcast(x: Tensor, mesh: Mesh) -> Tensor:
+    """Rank 0's `x` on every rank, in place. Collective."""
+    if not mesh.alone:
+        dist.broadcast(x, group=mesh.group, group_src=0)
+    return x
+
+
+class _Copy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mesh: Mesh) -> Tensor:
+        ctx.mesh = mesh
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        # A clone: autograd may hand the same gradient to another branch.
+        return all_reduce(grads[0].clone(), ctx.mesh), None
+
+
+class _Reduce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mesh: Mesh) -> Tensor:
+        return all_reduce(x.clone(), mesh)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+class _Scatter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mesh: Mesh) -> Tensor:
+        ctx.mesh = mesh
+        return slice_last_dim(x, mesh)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return all_gather_last_dim(grads[0], ctx.mesh), None
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mesh: Mesh) -> Tensor:
+        ctx.mesh = mesh
+        return all_gather_last_dim(x, mesh)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return slice_last_dim(grads[0], ctx.mesh), None
+
+
+def _recording(x: Tensor) -> bool:
+    return torch.is_grad_enabled() and x.requires_grad
+
+
+def copy_to_ranks(x: Tensor, mesh: Mesh) -> Tensor:
+    """`x` as it is; its gradient is summed over the ranks."""
+    return x if mesh.alone or not _recording(x) else _Copy.apply(x, mesh)  # type: ignore[no-untyped-call]
+
+
+def reduce_from_ranks(x: Tensor, mesh: Mesh) -> Tensor:
+    """The sum of every rank's `x`. Without autograd `x` itself is overwritten."""
+    if mesh.alone:
+        return x
+    return _Reduce.apply(x, mesh) if _recording(x) else all_reduce(x, mesh)  # type: ignore[no-untyped-call]
+
+
+def scatter_to_ranks(x: Tensor, mesh: Mesh) -> Tensor:
+    """This rank's slice of the last dimension."""
+    if mesh.alone:
+        return x
+    return _Scatter.apply(x, mesh) if _recording(x) else slice_last_dim(x, mesh)  # type: ignore[no-untyped-call]
+
+
+def gather_from_ranks(x: Tensor, mesh: Mesh) -> Tensor:
+    """Every rank's `x`, side by side on the last dimension."""
+    if mesh.alone:
+        return x
+    return _Gather.apply(x, mesh) if _recording(x) else all_gather_last_dim(x, mesh)  # type: ignore[no-untyped-call]

@@ -1,0 +1,28 @@
+"""The errors that a user can meet. Everything else that escapes is a fault of our own."""
+
+
+class ShardrunError(Exception):
+    """Root of the errors whose text is meant for the user: one sentence, and what to do.
+
+    `exit_code` is what a process ends with when nobody catches the error.
+    """
+
+    exit_code = 1
+
+
+class RefusedError(ShardrunError, ValueError):
+    """Bad input, file, configuration or environment: nothing was run."""
+
+    exit_code = 2
+
+
+class RankFailedError(ShardrunError, RuntimeError):
+    """A rank failed while running."""
+
+    exit_code = 3
+
+
+def one_of(choices: list[str] | list[int]) -> str:
+    """'1, 2 or 4' of [1, 2, 4]: how a list of choices stands in a sentence."""
+    words = [str(choice) for choice in choices]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"

@@ -1,0 +1,154 @@
+"""How the ranks of one run meet: a store that all can reach, and a roll call.
+
+torch's own env:// waits half an hour for a peer that never comes and retries a wrong address for
+longer. Here each step has a limit in seconds, and its failure is a sentence.
+"""
+
+import errno
+import socket
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+from torch._C._distributed_c10d import FileStore, PrefixStore, Store, TCPStore
+
+from parallel.environment import Environment
+from parallel.errors import RefusedError
+
+RESOLVE_TIMEOUT_S = 4.0
+# For a peer that has not come: it may still be importing torch from a slow disk.
+PEER_TIMEOUT_S = 30.0
+_POLL_S = 0.005
+
+
+def open_store(env: Environment, timeout_s: float = PEER_TIMEOUT_S) -> Store:
+    """A store shared by all ranks of `env`, each of which must call this. RefusedError says who is missing."""
+    limit = timedelta(seconds=max(timeout_s, 1.0))
+    if env.rendezvous_file:
+        store: Store = FileStore(env.rendezvous_file, env.world_size)
+    elif env.rank == 0 and not env.agent_store:
+        store = _serve(env, limit)
+    else:
+        store = _connect(env, timeout_s)
+    # A restart under torchrun meets under other keys than the attempt before.
+    store = PrefixStore(f"shardrun/{env.attempt}", store)
+    _roll_call(env, store, timeout_s)
+    return store
+
+
+def _serve(env: Environment, limit: timedelta) -> Store:
+    """Rank 0 holds the store, on MASTER_ADDR alone and not on every interface."""
+    where = f"{env.master_addr}:{env.master_port}"
+    family, address = _resolve(env)
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise RefusedError(
+                f"MASTER_PORT {env.master_port} on {env.master_addr} is in use; port {_free_port(family, address[0])} "
+                "is free: set MASTER_PORT to it on every rank"
+            ) from None
+        raise RefusedError(
+            f"rank 0 cannot listen on {where} (MASTER_ADDR:MASTER_PORT): {error.strerror}; "
+            "MASTER_ADDR must be an address of the host that runs rank 0"
+        ) from None
+    return TCPStore(
+        env.master_addr,
+        env.master_port,
+        env.world_size,
+        is_master=True,
+        timeout=limit,
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )
+
+
+def _connect(env: Environment, timeout_s: float) -> Store:
+    family, address = _resolve(env)
+    deadline = time.monotonic() + timeout_s
+    while True:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.settimeout(max(0.1, min(2.0, deadline - time.monotonic())))
+            try:
+                probe.connect(address)
+                break
+            except OSError as error:
+                if time.monotonic() >= deadline:
+                    raise RefusedError(
+                        f"rank {env.rank} cannot reach rank 0 at {env.master_addr}:{env.master_port} "
+                        f"(MASTER_ADDR:MASTER_PORT) after {timeout_s:g} s: {error.strerror or error}; "
+                        "start rank 0 there, or correct the address"
+                    ) from None
+        time.sleep(0.1)
+    limit = timedelta(seconds=max(1.0, timeout_s))
+    return TCPStore(
+        env.master_addr, env.master_port, env.world_size, is_master=False, timeout=limit, wait_for_workers=False
+    )
+
+
+def _resolve(env: Environment) -> tuple[socket.AddressFamily, tuple[str, int]]:
+    """The address of MASTER_ADDR. In a thread, since the resolver has no time limit of its own."""
+    found: list[tuple[socket.AddressFamily, tuple[str, int]]] = []
+    reasons: list[str] = []
+
+    def ask() -> None:
+        try:
+            answers = socket.getaddrinfo(env.master_addr, env.master_port, type=socket.SOCK_STREAM)
+            found.extend((answer[0], (str(answer[4][0]), env.master_port)) for answer in answers)
+        except (OSError, UnicodeError) as error:
+            reasons.append(getattr(error, "strerror", None) or str(error))
+
+    asker = threading.Thread(target=ask, daemon=True)
+    asker.start()
+    asker.join(RESOLVE_TIMEOUT_S)
+    if not found:
+        reason = reasons[0] if reasons else f"no answer within {RESOLVE_TIMEOUT_S:g} s"
+        raise RefusedError(
+            f"MASTER_ADDR {env.master_addr!r} cannot be resolved: {reason}; set it to the name or address of "
+            "the host that runs rank 0"
+        )
+    # TCPStore and gloo prefer IPv4 where a name has both.
+    return min(found, key=lambda answer: answer[0] != socket.AF_INET)
+
+
+def _free_port(family: socket.AddressFamily, host: str) -> int:
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _roll_call(env: Environment, store: Store, timeout_s: float) -> None:
+    store.set(f"here/{env.rank}", "1")
+    deadline = time.monotonic() + timeout_s
+    missing = [rank for rank in range(env.world_size) if rank != env.rank]
+    while missing:
+        missing = [rank for rank in missing if not store.check([f"here/{rank}"])]
+        if missing and time.monotonic() > deadline:
+            shown = ", ".join(map(str, missing[:16])) + (", ..." if len(missing) > 16 else "")
+            raise RefusedError(
+                f"rank{'s' if len(missing) > 1 else ''} {shown} of {env.world_size} did not come within "
+                f"{timeout_s:g} s; see whether each was started, with the same MASTER_ADDR and MASTER_PORT"
+            )
+        if missing:
+            time.sleep(_POLL_S)
+
+
+def wait_for(store: Store, key: str, timeout_s: float, still_wanted: Callable[[], bool] = lambda: True) -> bytes | None:
+    """The value of `key` as soon as it is there; None after the limit or once it is no longer wanted.
+
+    Polls rather than blocks in C++, so that signals are handled meanwhile.
+    """
+    deadline = time.monotonic() + timeout_s
+    pause_s = _POLL_S / 5
+    while not store.check([key]):
+        if time.monotonic() > deadline or not still_wanted():
+            return None
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 1.5, 0.05)
+    value: bytes = store.get(key)
+    return value

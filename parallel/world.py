@@ -1,0 +1,210 @@
+"""All ranks of one run, from the first meeting to the last: the only maker of process groups."""
+
+import atexit
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store
+
+from parallel import registry
+from parallel.environment import (
+    Environment,
+    Placement,
+    choose_placement,
+    read_environment,
+    read_hardware,
+    threads_from_environment,
+)
+from parallel.errors import RankFailedError, RefusedError, ShardrunError
+from parallel.mesh import Mesh, current_mesh
+from parallel.rendezvous import open_store, wait_for
+
+# How long a collective may wait for a rank before the run is given up.
+GROUP_TIMEOUT_S = 300.0
+_FAREWELL_S = 3.0
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class World:
+    """This process's rank, its device, and its ways to the other ranks.
+
+    `together` and `agree` speak through the store, in short JSON, so that they work before, beside and
+    after collectives; every rank must call them in the same order.
+    """
+
+    env: Environment
+    placement: Placement
+    store: Store | None
+    mesh: Mesh = field(default_factory=Mesh)
+    owns_group: bool = False
+    timeout_s: float = GROUP_TIMEOUT_S
+    _meetings: int = 0
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.placement.device)
+
+    def together(self, doing: str, act: Callable[[], T]) -> T:
+        """Run `act` on every rank; where it fails on any, raise on all, with the cause of the first.
+
+        The same sentence on every rank, so that one of them can print it for all.
+        """
+        if self.store is None:
+            return act()
+        failure: BaseException | None = None
+        result: T | None = None
+        verdict: dict[str, str] = {}
+        try:
+            result = act()
+        except RefusedError as error:
+            failure, verdict = error, {"kind": "refused", "text": str(error)}
+        except Exception as error:
+            failure, verdict = error, {"kind": "failed", "text": f"{type(error).__name__}: {error}"}
+        verdicts = self._exchange(doing, json.dumps(verdict))
+        failed = {rank: found for rank, text in enumerate(verdicts) if (found := json.loads(text))}
+        if failed:
+            raise self._joint_error(doing, failed) from failure
+        return result  # type: ignore[return-value]
+
+    def _joint_error(self, doing: str, failed: dict[int, dict[str, str]]) -> ShardrunError:
+        rank, first = min(failed.items(), key=lambda item: (item[1]["kind"] == "refused", item[0]))
+        everywhere = len(failed) == self.env.world_size
+        text = first["text"] if everywhere else f"rank {rank}: {first['text']}"
+        if first["kind"] == "refused":
+            return RefusedError(text)
+        return RankFailedError(f"rank {rank} failed while {doing}: {first['text']}")
+
+    def agree(self, what: str, settings: Mapping[str, object]) -> None:
+        """Refuse, on every rank alike, where `settings` are not the same on all ranks."""
+        if self.store is None:
+            return
+        everyone = [json.loads(text) for text in self._exchange(what, json.dumps(settings, default=str))]
+        for name in sorted({name for settings in everyone for name in settings}):
+            values = [settings.get(name, "(absent)") for settings in everyone]
+            if any(value != values[0] for value in values):
+                other = next(rank for rank, value in enumerate(values) if value != values[0])
+                raise RefusedError(
+                    f"the ranks disagree on {name} ({what}): rank 0 has {_short(values[0])}, rank {other} has "
+                    f"{_short(values[other])}; start every rank with the same settings and files"
+                )
+
+    def _exchange(self, doing: str, text: str) -> list[str]:
+        """Every rank's text, in order of rank."""
+        assert self.store is not None
+        self._meetings += 1
+        prefix = f"meeting/{self._meetings}"
+        self.store.set(f"{prefix}/{self.env.rank}", text)
+        texts = []
+        for rank in range(self.env.world_size):
+            found = wait_for(self.store, f"{prefix}/{rank}", self.timeout_s)
+            if found is None:
+                raise RankFailedError(
+                    f"rank {rank} was not heard of for {self.timeout_s:g} s while {doing}; see its log"
+                )
+            texts.append(found.decode())
+        return texts
+
+    def close(self) -> None:
+        """Leave: destroy the group that `start_world` made. Collective on the way of success.
+
+        Without it one healthy gloo run in two exits with an error.
+        """
+        if self.owns_group:
+            self.owns_group = False
+            registry.destroy_model_parallel()
+            if dist.is_initialized():
+                dist.destroy_process_group()
+            self.farewell()
+
+    def farewell(self) -> None:
+        """Say that this rank is done with the store; the rank that serves it leaves last."""
+        if self.store is None or self.env.agent_store or self.env.rendezvous_file:
+            return
+        self.store.set(f"left/{self.env.rank}", "1")
+        if self.env.rank == 0:
+            for rank in range(1, self.env.world_size):
+                wait_for(self.store, f"left/{rank}", _FAREWELL_S)
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def start_world(
+    *,
+    device: str = "auto",
+    backend: str = "auto",
+    settings: Mapping[str, object] | None = None,
+    timeout_s: float = GROUP_TIMEOUT_S,
+) -> World:
+    """Meet the other ranks, choose device and backend, make the process groups. Every rank must call it.
+
+    At world size 1 there is no process group, no port and no entry in fairscale's registry. Where the
+    caller has made a process group already, that one is used and left standing. `settings` are compared
+    over the ranks before anything else: a difference is refused with its name.
+    """
+    if dist.is_available() and dist.is_initialized():
+        return _adopt(device, backend, settings, timeout_s)
+    env = read_environment()
+    store = open_store(env) if env.world_size > 1 else None
+    world = World(env, Placement(device="cpu", backend=None, threads=1, reason=""), store, timeout_s=timeout_s)
+    world.placement = world.together("choosing a device", lambda: _place(env, device, backend))
+    world.agree("at the start", {"torch": torch.__version__, **(settings or {})})
+    if world.placement.backend is not None:
+        _make_groups(world)
+    return world
+
+
+def _place(env: Environment, device: str, backend: str) -> Placement:
+    placement = choose_placement(env, read_hardware(), device, backend, threads_from_environment())
+    torch.set_num_threads(placement.threads)
+    if placement.device.startswith("cuda"):
+        # Before the process group: NCCL binds a communicator to the current device.
+        torch.cuda.set_device(torch.device(placement.device))
+    return placement
+
+
+def _make_groups(world: World) -> None:
+    assert world.store is not None
+    on_cuda = world.placement.backend == "nccl"
+    dist.init_process_group(
+        world.placement.backend,
+        store=PrefixStore("group", world.store),
+        rank=world.env.rank,
+        world_size=world.env.world_size,
+        timeout=timedelta(seconds=world.timeout_s),
+        device_id=world.device if on_cuda else None,
+    )
+    registry.initialize_model_parallel(world.env.world_size)
+    world.mesh = current_mesh()
+    world.owns_group = True
+    atexit.register(world.close)
+
+
+def _adopt(device: str, backend: str, settings: Mapping[str, object] | None, timeout_s: float) -> World:
+    """Stand on a process group that the caller made."""
+    if dist.get_world_size() > 1 and not registry.is_initialized():
+        registry.initialize_model_parallel(dist.get_world_size())
+    rank, size = dist.get_rank(), dist.get_world_size()
+    read = read_environment()
+    local = (read.local_rank, read.local_world_size) if read.launched else (rank, size)
+    env = Environment(rank=rank, world_size=size, local_rank=local[0], local_world_size=local[1], agent_store=True)
+    mesh = current_mesh()
+    if mesh.size != size:
+        raise RefusedError(
+            f"the model-parallel group has {mesh.size} of {size} ranks; shardrun runs one model over all ranks: "
+            f"initialize_model_parallel({size}), or start {mesh.size} ranks"
+        )
+    placement = _place(env, device, dist.get_backend() if backend == "auto" and size > 1 else backend)
+    store = dist.distributed_c10d._get_default_store() if size > 1 else None
+    world = World(env, placement, store and PrefixStore("shardrun", store), mesh, timeout_s=timeout_s)
+    world.agree("at the start", {"torch": torch.__version__, **(settings or {})})
+    return world
