@@ -1,6 +1,6 @@
 """The command line: which command, which flags, and how the process ends. The one door to fire."""
 
-import importlib.metadata
+import bdb
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -9,15 +9,16 @@ from pathlib import Path
 import fire
 from fire.decorators import SetParseFn
 
-from launcher.console import ProgressLine, leave_stdout, log_to_stderr, print_result, say
+from launcher.console import ProgressLine, leave_stdout, log_to_stderr, make_log_dir, print_result, say
 from launcher.flags import complete_options, help_settings, help_text, reshard_options
 from launcher.guard import check_own_packages, die_with_parent
 from launcher.job import read_job
 from launcher.options import CompleteOptions
 from launcher.preflight import preflight
-from launcher.report import Stopped, print_error, report_rank, stop_on_signals
+from launcher.report import READER_GONE, Stopped, report_rank, stop_on_signals
 from launcher.schema import nearest
 from launcher.start import run_ranks
+from launcher.version import version
 from parallel.environment import Environment, read_environment
 from parallel.errors import RefusedError
 
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return report_rank(Stopped(2), env, None)
     except BrokenPipeError:
         leave_stdout()
-        return 141
+        return READER_GONE
 
 
 def _dispatch(arguments: list[str], env: Environment) -> int:
@@ -52,7 +53,7 @@ def _dispatch(arguments: list[str], env: Environment) -> int:
         print_result(_overview())
         return 0 if arguments else RefusedError.exit_code
     if arguments[0] in ("--version", "version"):
-        print_result(f"shardrun {importlib.metadata.version('shardrun')}\n")
+        print_result(f"shardrun {version()}\n")
         return 0
     command = arguments[0]
     if command not in _COMMANDS:
@@ -132,7 +133,11 @@ def _complete(options: CompleteOptions, arguments: list[str], env: Environment) 
 def _as_rank(options: CompleteOptions, env: Environment) -> int:
     """Be one rank, or the only process: run, and end in the way that the report says."""
     stop_on_signals()
-    log_to_stderr(env.rank)
+    log_dir = options.parallel.log_dir
+    # Under our own supervisor each rank's stderr is kept by it; elsewhere each rank keeps its own log.
+    own_log = log_dir is not None and not env.rendezvous_file
+    log_file = make_log_dir(str(log_dir)) / f"rank{env.rank}.log" if own_log else None
+    log_to_stderr(env.rank, to_terminal=env.rank == 0 or not env.rendezvous_file, log_file=log_file)
     if not env.launched:
         preflight(options, 1)
     from launcher import worker  # loads torch: only now, when the settings are known to be good
@@ -144,7 +149,10 @@ def _as_rank(options: CompleteOptions, env: Environment) -> int:
         world.close()
         return 0
     except BrokenPipeError:
-        raise
+        leave_stdout()
+        os._exit(READER_GONE)
+    except bdb.BdbQuit:
+        raise  # the user left the debugger
     except BaseException as error:
         code = report_rank(error, env, world)
         if world is None or world.store is None:
@@ -165,6 +173,3 @@ def _reshard(words: Sequence[str], flags: dict[str, str], env: Environment) -> i
     written = reshard_folder(source, destination, options, ProgressLine("resharding", "GB", 1e9))
     say(f"wrote {written}")
     return 0
-
-
-__all__ = ["main", "print_error"]

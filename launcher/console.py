@@ -4,6 +4,9 @@ import logging
 import os
 import sys
 import time
+from pathlib import Path
+
+from parallel.errors import RefusedError
 
 
 def say(text: str) -> None:
@@ -28,14 +31,31 @@ class _LineFormatter(logging.Formatter):
         return f"shardrun: {record.getMessage()}"
 
 
-def log_to_stderr(rank: int) -> None:
-    """Send our log to stderr: rank 0's all, the others' errors."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_LineFormatter())
+def log_to_stderr(rank: int, to_terminal: bool = True, log_file: Path | None = None) -> None:
+    """Send our log to stderr, and all of it to `log_file` where there is one.
+
+    On a terminal rank 0 says all and the others their errors; where stderr is a rank's own log, everything.
+    """
+    console = logging.StreamHandler(sys.stderr)
+    console.setFormatter(_LineFormatter())
+    console.setLevel(logging.DEBUG if not to_terminal else logging.INFO if rank == 0 else logging.ERROR)
     logger = logging.getLogger("shardrun")
-    logger.handlers = [handler]
-    logger.setLevel(logging.INFO if rank == 0 else logging.ERROR)
+    logger.handlers = [console]
+    logger.setLevel(logging.DEBUG)
     logger.propagate = False
+    if log_file is not None:
+        file = logging.FileHandler(log_file, mode="w", encoding="utf-8")
+        file.setFormatter(logging.Formatter(f"%(asctime)s rank {rank} %(levelname)s %(message)s"))
+        logger.addHandler(file)
+
+
+def make_log_dir(log_dir: str) -> Path:
+    """The folder for logs, made where it is not there."""
+    try:
+        Path(log_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RefusedError(f"--log_dir {log_dir}: cannot be made: {error.strerror}") from None
+    return Path(log_dir)
 
 
 class ProgressLine:

@@ -4,6 +4,7 @@
 """
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -15,16 +16,20 @@ from typing import TYPE_CHECKING
 
 from launcher.console import say
 from parallel.environment import Environment
-from parallel.errors import RefusedError, ShardrunError
+from parallel.errors import PeerFailedError, RefusedError, ShardrunError
 
 if TYPE_CHECKING:
     from parallel.world import World
+
+log = logging.getLogger("shardrun")
 
 # How long a rank that is not to speak waits for rank 0 to have spoken.
 _SILENT_S = 3.0
 _NO_WORLD_SILENT_S = 1.0
 OUR_FAULT = 1
 RANK_FAILED = 3
+# 128 + SIGPIPE: whoever read our stdout has left, as `head` does.
+READER_GONE = 141
 
 
 class Stopped(BaseException):
@@ -66,7 +71,7 @@ class Failure:
     def of(cls, error: BaseException, rank: int) -> "Failure":
         code, text, cause = OUR_FAULT, "", True
         if isinstance(error, ShardrunError):
-            code, text = error.exit_code, str(error)
+            code, text, cause = error.exit_code, str(error), not isinstance(error, PeerFailedError)
         elif isinstance(error, Stopped):
             code, text, cause = error.exit_code, f"stopped by {signal.Signals(error.number).name}", False
         elif lost_peer(error):
@@ -116,6 +121,7 @@ def report_rank(error: BaseException, env: Environment, world: "World | None") -
     rank 0, while the others wait until it has been; any other by the rank that claims it first.
     """
     failure = Failure.of(error, env.rank)
+    log.debug("rank %d ends: %s", env.rank, failure.text, exc_info=error)
     if failure.exit_code == OUR_FAULT:
         traceback.print_exception(error)
     if env.rendezvous_file:

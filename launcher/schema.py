@@ -93,11 +93,9 @@ class Setting:
         if family not in ("int", "float") or (low, high) == (-math.inf, math.inf):
             return nouns[family]
         if high == math.inf:
-            return f"{nouns[family]} above {low:g}" if self.limits.above else f"{nouns[family]}, {low:g} or more"
+            return f"{nouns[family]} above {low}" if self.limits.above else f"{nouns[family]}, {low} or more"
         return (
-            f"{nouns[family]} above {low:g}, up to {high:g}"
-            if self.limits.above
-            else f"{nouns[family]} of {low:g} to {high:g}"
+            f"{nouns[family]} above {low}, up to {high}" if self.limits.above else f"{nouns[family]} of {low} to {high}"
         )
 
 

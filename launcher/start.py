@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TextIO
 
-from launcher.console import say
-from launcher.report import OUR_FAULT, RANK_FAILED, Failure, Stopped, print_error, stop_on_signals
+from launcher.console import make_log_dir, say
+from launcher.report import OUR_FAULT, RANK_FAILED, READER_GONE, Failure, Stopped, print_error, stop_on_signals
 from parallel.environment import RENDEZVOUS_FILE
 from parallel.errors import RefusedError
 
@@ -41,7 +41,7 @@ class Rank:
 def run_ranks(arguments: Sequence[str], count: int, log_dir: str | None) -> int:
     """Run `python -m launcher ARGUMENTS` as `count` ranks; the exit code of the whole."""
     folder = Path(tempfile.mkdtemp(prefix="shardrun-"))
-    logs = _log_folder(log_dir, folder)
+    logs = folder if log_dir is None else make_log_dir(log_dir)
     stop_on_signals()
     ranks: list[Rank] = []
     try:
@@ -62,16 +62,6 @@ def run_ranks(arguments: Sequence[str], count: int, log_dir: str | None) -> int:
         for rank in ranks:
             rank.forwarder.join(timeout=1.0)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _log_folder(log_dir: str | None, folder: Path) -> Path:
-    if log_dir is None:
-        return folder
-    try:
-        Path(log_dir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RefusedError(f"--log_dir {log_dir}: cannot be made: {error.strerror}") from None
-    return Path(log_dir)
 
 
 def _start(arguments: Sequence[str], number: int, count: int, folder: Path, logs: Path) -> Rank:
@@ -158,6 +148,8 @@ def _report(ranks: Sequence[Rank], first: Rank, failures: Sequence[Failure], log
     kept = f"; logs in {log_dir}" if log_dir is not None else ""
     causes = sorted((failure for failure in failures if failure.cause), key=lambda failure: failure.time_s)
     code = first.process.returncode
+    if code == READER_GONE:
+        return code
     if code < 0 and not causes:
         name = signal.Signals(-code).name
         hint = " (often the host's memory ran out: see dmesg)" if name == "SIGKILL" else ""

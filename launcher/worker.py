@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from launcher.console import ProgressLine, print_result
 from launcher.options import CompleteOptions
 from launcher.preflight import Ready, preflight
+from launcher.version import version
 from model.generate import Event, FinishReason
 from model.llama import Llama
 from model.tokenizer import TextStream
@@ -60,12 +61,12 @@ def meet(options: CompleteOptions) -> World:
         for section in ("model", "generation")
         for name, value in _fields(getattr(options, section)).items()
     }
+    settings["shardrun"] = version()
     parallel = options.parallel
     world = start_world(
         device=parallel.device, backend=parallel.backend, settings=settings, timeout_s=parallel.timeout_s
     )
-    if world.env.rank == 0:
-        log.info("%d rank%s: %s", world.mesh.size, "s" if world.mesh.size > 1 else "", world.placement.reason)
+    log.info("%d rank%s: %s", world.mesh.size, "s" if world.mesh.size > 1 else "", world.placement.reason)
     return world
 
 

@@ -89,6 +89,18 @@ class Generation:
         self.room = [min(settings.max_gen_len, settings.max_seq_len - len(prompt)) for prompt in self.prompts]
         self.prompt_logprobs: list[list[float]] = []
 
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens of the longest row, its prompt and its room."""
+        return max(len(prompt) + max(room, 0) for prompt, room in zip(self.prompts, self.room, strict=True))
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of this rank's KV cache for the batch."""
+        params, weight = self.model.params, self.model.output.weight
+        numbers = 2 * params.n_layers * params.n_kv_heads // self.model.mesh.size * params.head_dim
+        return numbers * len(self.prompts) * (self.cache_tokens + 1) * weight.element_size()
+
     @torch.inference_mode()
     def events(self) -> Iterator[Event]:
         """The events of each step, row by row. Collective: every rank must iterate to the end."""
@@ -97,7 +109,7 @@ class Generation:
         longest = max(map(len, self.prompts))
         if not running and not self.settings.echo:
             return
-        cache = self._new_cache(max(len(prompt) + room for prompt, room in zip(self.prompts, self.room, strict=True)))
+        cache = self._new_cache()
         logits_BV = self._prefill(cache, longest)
         step = 0
         while running:
@@ -123,8 +135,9 @@ class Generation:
             return Event(row, None, None, "stop")
         return Event(row, token, logprob, "length" if step >= self.room[row] else None)
 
-    def _new_cache(self, max_tokens: int) -> KVCache:
-        weight = self.model.output.weight
+    def _new_cache(self) -> KVCache:
+        weight, max_tokens = self.model.output.weight, self.cache_tokens
+        self.model.prepare(max_tokens + 1)
         # One place more: a row that has ended and is full still writes somewhere.
         return KVCache(
             self.model.params, self.model.mesh, len(self.prompts), max_tokens + 1, weight.dtype, weight.device

@@ -111,26 +111,19 @@ class Llama:
                 world.env.local_world_size,
                 "the weights",
             )
-            if world.env.rank == 0:
-                for note in checkpoint.notes:
-                    log.warning("note: %s", note)
-                name = str(chosen).removeprefix("torch.")
-                log.info(
-                    "%s: MP %d, dtype %s (%s), rope %s",
-                    ckpt_dir,
-                    checkpoint.mp,
-                    name,
-                    why,
-                    checkpoint.params.rope_reason,
-                )
+            for note in checkpoint.notes if world.env.rank == 0 else ():
+                log.warning("note: %s", note)
+            name = str(chosen).removeprefix("torch.")
+            log.info(
+                "%s: MP %d, dtype %s (%s), rope %s", ckpt_dir, checkpoint.mp, name, why, checkpoint.params.rope_reason
+            )
             return checkpoint, tokenizer, chosen
 
         checkpoint, tokenizer, chosen = world.together("reading the checkpoint's headers", look)
         world.agree("the checkpoint's files", _fingerprint(checkpoint))
-        model = world.together("loading the weights", lambda: _load(checkpoint, world, chosen, max_seq_len, progress))
+        model = world.together("loading the weights", lambda: _load(checkpoint, world, chosen, progress))
         seed_everything(seed)
-        if world.env.rank == 0:
-            log.info("loaded in %.1f s", time.monotonic() - started)
+        log.info("loaded in %.1f s", time.monotonic() - started)
         return Llama(model, tokenizer, world, max_seq_len, max_batch_size, seed)
 
     def start(
@@ -170,8 +163,14 @@ class Llama:
         text = json.dumps([list(map(list, prompt_tokens)), str(settings)])
         self.world.agree("generate", {"prompts and settings": hashlib.sha256(text.encode()).hexdigest()})
         first = self._prompts_served
+        generation = Generation(self.model, prompt_tokens, settings, range(first, first + len(prompt_tokens)))
+        local_ranks = self.world.env.local_world_size
+        self.world.together(
+            "making room for the KV cache",
+            lambda: check_room(generation.cache_bytes, self.world.device, local_ranks, "the KV cache of this batch"),
+        )
         self._prompts_served += len(prompt_tokens)
-        return Generation(self.model, prompt_tokens, settings, range(first, self._prompts_served))
+        return generation
 
     def generate(
         self,
@@ -279,9 +278,7 @@ def _fingerprint(checkpoint: Checkpoint) -> dict[str, object]:
     return {"params.json": str(checkpoint.params), "the shards' checksums": digest}
 
 
-def _load(
-    checkpoint: Checkpoint, world: World, dtype: torch.dtype, max_seq_len: int, progress: Progress | None
-) -> Transformer:
+def _load(checkpoint: Checkpoint, world: World, dtype: torch.dtype, progress: Progress | None) -> Transformer:
     """This rank's share of the model: built on meta, then filled tensor by tensor."""
     params = checkpoint.params
     with torch.device("meta"):
@@ -290,6 +287,4 @@ def _load(
     weights = load_weights(checkpoint.shards[world.mesh.rank], dtype, world.device, names, progress)
     model.load_state_dict(weights, strict=True, assign=True)
     model.requires_grad_(False)
-    # One position more than the longest row: see Generation._new_cache.
-    model.prepare(max_seq_len + 1)
     return model.eval()

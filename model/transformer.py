@@ -52,8 +52,9 @@ class Transformer(nn.Module):
         self.turns_Sh: Tensor | None = None
 
     def prepare(self, max_tokens: int) -> None:
-        """Make the rotary table for positions up to `max_tokens`, on the weights' device."""
-        self.turns_Sh = rotations(self.params, max_tokens, self.output.weight.device)
+        """Make the rotary table for positions below `max_tokens`, on the weights' device, if it is not there."""
+        if self.turns_Sh is None or len(self.turns_Sh) < max_tokens:
+            self.turns_Sh = rotations(self.params, max_tokens, self.output.weight.device)
 
     def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
         """Token ids to normalised hidden states [B, T, D].

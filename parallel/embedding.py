@@ -42,6 +42,8 @@ class VocabParallelEmbedding(nn.Module):
         self.norm_type = norm_type
         self.scale_grad_by_freq = scale_grad_by_freq
         self.sparse = sparse
+        if padding_idx is not None and not -num_embeddings <= padding_idx < num_embeddings:
+            raise RefusedError(f"padding_idx={padding_idx} is not one of {num_embeddings} vocabulary entries")
         own = share(num_embeddings, self.mesh.rank, self.mesh.size, "vocabulary entries")
         self.vocab_start_index, self.vocab_end_index = own.start, own.stop
         self.num_embeddings_per_partition = own.size
@@ -52,7 +54,12 @@ class VocabParallelEmbedding(nn.Module):
             return self._rows(ids, self.padding_idx)
         elsewhere = (ids < self.vocab_start_index) | (ids >= self.vocab_end_index)
         local_ids = (ids - self.vocab_start_index).masked_fill(elsewhere, 0)
-        rows = self._rows(local_ids, self._local_padding_idx()).masked_fill(elsewhere.unsqueeze(-1), 0)
+        if self.max_norm is None and not self.scale_grad_by_freq:
+            rows = self._rows(local_ids, self._local_padding_idx()).masked_fill(elsewhere.unsqueeze(-1), 0)
+        else:
+            # These count or change the rows that are looked up, so no stand-in may be.
+            own = self._rows(local_ids[~elsewhere], self._local_padding_idx())
+            rows = own.new_zeros(*ids.shape, self.embedding_dim).masked_scatter(~elsewhere.unsqueeze(-1), own)
         return reduce_from_ranks(rows, self.mesh)
 
     def _rows(self, ids: Tensor, padding_idx: int | None) -> Tensor:

@@ -33,10 +33,10 @@ class Environment:
 def _whole(environ: Mapping[str, str], name: str, low: int, high: int | None = None) -> int:
     text = environ[name]
     limits = f"{low} or more" if high is None else f"{low} to {high}"
-    try:
-        value = int(text)
-    except ValueError:
-        raise RefusedError(f"{name} is {text!r}; wanted a whole number, {limits} (torchrun sets it)") from None
+    digits = text.strip().removeprefix("-")
+    if not (digits.isascii() and digits.isdecimal() and len(digits) < 10):
+        raise RefusedError(f"{name} is {text!r}; wanted a whole number, {limits} (torchrun sets it)")
+    value = int(text)
     if value < low or (high is not None and value > high):
         raise RefusedError(f"{name} is {value}; wanted {limits} (torchrun sets it)")
     return value
@@ -142,6 +142,10 @@ def choose_placement(
     env: Environment, hardware: Hardware, device: str = "auto", backend: str = "auto", threads: int | None = None
 ) -> Placement:
     """Choose device and backend, or refuse with the reason. `threads`: a number that the user set."""
+    if device not in ("auto", "cuda", "cpu"):
+        raise RefusedError(f"device is {device!r}; wanted auto, cuda or cpu (LOCAL_RANK says which GPU)")
+    if backend not in ("auto", "nccl", "gloo"):
+        raise RefusedError(f"backend is {backend!r}; wanted auto, nccl or gloo")
     chosen, why_device = _choose_device(env, hardware, device, backend)
     carrier, why_backend = _choose_backend(env, hardware, chosen, device, backend)
     share = threads or max(1, hardware.cpu_cores // env.local_world_size)

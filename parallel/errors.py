@@ -22,6 +22,10 @@ class RankFailedError(ShardrunError, RuntimeError):
     exit_code = 3
 
 
+class PeerFailedError(RankFailedError):
+    """Another rank failed; that rank knows the cause."""
+
+
 def one_of(choices: list[str] | list[int]) -> str:
     """'1, 2 or 4' of [1, 2, 4]: how a list of choices stands in a sentence."""
     words = [str(choice) for choice in choices]

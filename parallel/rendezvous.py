@@ -10,10 +10,11 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 from torch._C._distributed_c10d import FileStore, PrefixStore, Store, TCPStore
 
-from parallel.environment import Environment
+from parallel.environment import RENDEZVOUS_FILE, Environment
 from parallel.errors import RefusedError
 
 RESOLVE_TIMEOUT_S = 4.0
@@ -26,7 +27,7 @@ def open_store(env: Environment, timeout_s: float = PEER_TIMEOUT_S) -> Store:
     """A store shared by all ranks of `env`, each of which must call this. RefusedError says who is missing."""
     limit = timedelta(seconds=max(timeout_s, 1.0))
     if env.rendezvous_file:
-        store: Store = FileStore(env.rendezvous_file, env.world_size)
+        store: Store = _open_file(env)
     elif env.rank == 0 and not env.agent_store:
         store = _serve(env, limit)
     else:
@@ -35,6 +36,14 @@ def open_store(env: Environment, timeout_s: float = PEER_TIMEOUT_S) -> Store:
     store = PrefixStore(f"shardrun/{env.attempt}", store)
     _roll_call(env, store, timeout_s)
     return store
+
+
+def _open_file(env: Environment) -> Store:
+    folder = Path(env.rendezvous_file).parent
+    if not folder.is_dir():
+        # FileStore would wait five minutes for the folder to come.
+        raise RefusedError(f"{RENDEZVOUS_FILE} is {env.rendezvous_file!r}, but the folder {folder} does not exist")
+    return FileStore(env.rendezvous_file, env.world_size)
 
 
 def _serve(env: Environment, limit: timedelta) -> Store:
@@ -85,10 +94,40 @@ def _connect(env: Environment, timeout_s: float) -> Store:
                         "start rank 0 there, or correct the address"
                     ) from None
         time.sleep(0.1)
-    limit = timedelta(seconds=max(1.0, timeout_s))
-    return TCPStore(
-        env.master_addr, env.master_port, env.world_size, is_master=False, timeout=limit, wait_for_workers=False
-    )
+    return _join_store(env, max(1.0, deadline - time.monotonic()))
+
+
+def _join_store(env: Environment, timeout_s: float) -> Store:
+    """A client of rank 0's store. In a thread, since TCPStore heeds no time limit where somebody else listens."""
+    stores: list[Store] = []
+    reasons: list[str] = []
+
+    def join() -> None:
+        limit = timedelta(seconds=timeout_s)
+        try:
+            stores.append(
+                TCPStore(
+                    env.master_addr,
+                    env.master_port,
+                    env.world_size,
+                    is_master=False,
+                    timeout=limit,
+                    wait_for_workers=False,
+                )
+            )
+        except Exception as error:  # torch's errors of the network are of several kinds
+            reasons.append(str(error).partition("\n")[0][:200])
+
+    joiner = threading.Thread(target=join, daemon=True)
+    joiner.start()
+    joiner.join(timeout_s)
+    if not stores:
+        raise RefusedError(
+            f"what listens at {env.master_addr}:{env.master_port} (MASTER_ADDR:MASTER_PORT) is not rank 0's store "
+            f"({reasons[0] if reasons else f'no answer within {timeout_s:.0f} s'}); see whether rank 0 runs there, or "
+            "choose another MASTER_PORT"
+        )
+    return stores[0]
 
 
 def _resolve(env: Environment) -> tuple[socket.AddressFamily, tuple[str, int]]:

@@ -37,6 +37,8 @@ def strided_shares(size: int, rank: int, ranks: int, stride: int, what: str) -> 
     Stride 1 is `share`. With stride 2 (say a fused w1/w3) every rank takes its part of each weight,
     as fairscale's `stride` does (fairscale 0.4.13, nn/model_parallel/layers.py).
     """
-    part = even_share(even_share(size, stride, what), ranks, what)
+    if stride > 1 and size % (stride * ranks):
+        raise RefusedError(f"cannot split {size} {what}, which are {stride} weights fused, over {ranks} ranks evenly")
+    part = even_share(size, ranks, what) // stride
     firsts = [(block * ranks + rank) * part for block in range(stride)]
     return [Slice(first, first + part) for first in firsts]

@@ -1,7 +1,9 @@
 """All ranks of one run, from the first meeting to the last: the only maker of process groups."""
 
 import atexit
+import itertools
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -20,13 +22,15 @@ from parallel.environment import (
     read_hardware,
     threads_from_environment,
 )
-from parallel.errors import RankFailedError, RefusedError, ShardrunError
+from parallel.errors import PeerFailedError, RankFailedError, RefusedError
 from parallel.mesh import Mesh, current_mesh
 from parallel.rendezvous import open_store, wait_for
 
 # How long a collective may wait for a rank before the run is given up.
 GROUP_TIMEOUT_S = 300.0
 _FAREWELL_S = 3.0
+_NOWHERE = Placement(device="cpu", backend=None, threads=1, reason="")
+_adoptions = itertools.count(1)
 
 T = TypeVar("T")
 
@@ -52,34 +56,33 @@ class World:
         return torch.device(self.placement.device)
 
     def together(self, doing: str, act: Callable[[], T]) -> T:
-        """Run `act` on every rank; where it fails on any, raise on all, with the cause of the first.
+        """Run `act` on every rank; where it is refused on any, raise that on all, so that one can print it for all.
 
-        The same sentence on every rank, so that one of them can print it for all.
+        Where it fails by a fault rather than a refusal, the rank raises its own error, and the others
+        PeerFailedError.
         """
         if self.store is None:
             return act()
-        failure: BaseException | None = None
+        fault: Exception | None = None
         result: T | None = None
         verdict: dict[str, str] = {}
         try:
             result = act()
         except RefusedError as error:
-            failure, verdict = error, {"kind": "refused", "text": str(error)}
+            verdict = {"refused": str(error)}
         except Exception as error:
-            failure, verdict = error, {"kind": "failed", "text": f"{type(error).__name__}: {error}"}
+            fault, verdict = error, {"failed": f"{type(error).__name__}: {error}"}
         verdicts = self._exchange(doing, json.dumps(verdict))
         failed = {rank: found for rank, text in enumerate(verdicts) if (found := json.loads(text))}
-        if failed:
-            raise self._joint_error(doing, failed) from failure
+        if fault is not None:
+            raise fault
+        for rank, found in failed.items():
+            if "failed" in found:
+                raise PeerFailedError(f"rank {rank} failed while {doing}: {found['failed']}")
+        for rank, found in failed.items():
+            everywhere = all(other == found for other in failed.values()) and len(failed) == self.env.world_size
+            raise RefusedError(found["refused"] if everywhere else f"rank {rank}: {found['refused']}")
         return result  # type: ignore[return-value]
-
-    def _joint_error(self, doing: str, failed: dict[int, dict[str, str]]) -> ShardrunError:
-        rank, first = min(failed.items(), key=lambda item: (item[1]["kind"] == "refused", item[0]))
-        everywhere = len(failed) == self.env.world_size
-        text = first["text"] if everywhere else f"rank {rank}: {first['text']}"
-        if first["kind"] == "refused":
-            return RefusedError(text)
-        return RankFailedError(f"rank {rank} failed while {doing}: {first['text']}")
 
     def agree(self, what: str, settings: Mapping[str, object]) -> None:
         """Refuse, on every rank alike, where `settings` are not the same on all ranks."""
@@ -129,8 +132,9 @@ class World:
             return
         self.store.set(f"left/{self.env.rank}", "1")
         if self.env.rank == 0:
+            deadline = time.monotonic() + _FAREWELL_S
             for rank in range(1, self.env.world_size):
-                wait_for(self.store, f"left/{rank}", _FAREWELL_S)
+                wait_for(self.store, f"left/{rank}", max(0.0, deadline - time.monotonic()))
 
 
 def _short(value: object) -> str:
@@ -155,7 +159,7 @@ def start_world(
         return _adopt(device, backend, settings, timeout_s)
     env = read_environment()
     store = open_store(env) if env.world_size > 1 else None
-    world = World(env, Placement(device="cpu", backend=None, threads=1, reason=""), store, timeout_s=timeout_s)
+    world = World(env, _NOWHERE, store, timeout_s=timeout_s)
     world.placement = world.together("choosing a device", lambda: _place(env, device, backend))
     world.agree("at the start", {"torch": torch.__version__, **(settings or {})})
     if world.placement.backend is not None:
@@ -183,7 +187,7 @@ def _make_groups(world: World) -> None:
         timeout=timedelta(seconds=world.timeout_s),
         device_id=world.device if on_cuda else None,
     )
-    registry.initialize_model_parallel(world.env.world_size)
+    registry.initialize_model_parallel(world.env.world_size, timedelta(seconds=world.timeout_s))
     world.mesh = current_mesh()
     world.owns_group = True
     atexit.register(world.close)
@@ -203,8 +207,11 @@ def _adopt(device: str, backend: str, settings: Mapping[str, object] | None, tim
             f"the model-parallel group has {mesh.size} of {size} ranks; shardrun runs one model over all ranks: "
             f"initialize_model_parallel({size}), or start {mesh.size} ranks"
         )
-    placement = _place(env, device, dist.get_backend() if backend == "auto" and size > 1 else backend)
-    store = dist.distributed_c10d._get_default_store() if size > 1 else None
-    world = World(env, placement, store and PrefixStore("shardrun", store), mesh, timeout_s=timeout_s)
+    # Each adoption speaks under keys of its own, or a later one would read an earlier one's texts.
+    prefix = f"shardrun/{next(_adoptions)}"
+    store = PrefixStore(prefix, dist.distributed_c10d._get_default_store()) if size > 1 else None
+    world = World(env, _NOWHERE, store, mesh, timeout_s=timeout_s)
+    backend = dist.get_backend() if backend == "auto" and size > 1 else backend
+    world.placement = world.together("choosing a device", lambda: _place(env, device, backend))
     world.agree("at the start", {"torch": torch.__version__, **(settings or {})})
     return world

@@ -22,8 +22,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from model.checkpoint import write_shard
+from model.manifest import MANIFEST, manifest_text
 from model.params import Params, read_params
+from model.shard_file import read_header
+from model.shard_writer import planned, write_shard
 from model.transformer import Transformer
 from parallel import World, start_world, vocab_parallel_cross_entropy
 from parallel.collectives import all_reduce
@@ -236,10 +238,11 @@ def train(text: str, out: str, work: str = "train_demo_work", steps: int = 4000)
             )
 
     weights = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
-    world.together(
-        "writing the shard", lambda: write_shard(out_dir / f"consolidated.{world.env.rank:02d}.pth", weights)
-    )
+    own_shard = out_dir / f"consolidated.{world.env.rank:02d}.pth"
+    world.together("writing the shard", lambda: write_shard(own_shard, planned(weights)))
     if first_rank:
+        headers = [read_header(out_dir / f"consolidated.{rank:02d}.pth") for rank in range(world.env.world_size)]
+        (out_dir / MANIFEST).write_text(manifest_text(headers))
         (work_dir / "log.json").write_text(json.dumps(log))
         plot(log, out_dir / "loss.png")
     dist.barrier()
