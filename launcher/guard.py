@@ -1,4 +1,4 @@
-"""What a process makes sure of before it loads anything heavy."""
+"""What a process makes sure of before it imports anything of ours. Imports nothing of ours itself."""
 
 import ctypes
 import importlib.util
@@ -6,8 +6,6 @@ import os
 import signal
 import sys
 from pathlib import Path
-
-from parallel.errors import RefusedError
 
 _PR_SET_PDEATHSIG = 1
 
@@ -25,15 +23,15 @@ def die_with_parent() -> None:
         os._exit(128 + signal.SIGKILL)
 
 
-def check_own_packages() -> None:
-    """Refuse where `model` or `parallel` would come from elsewhere: the names are generic."""
+def foreign_package() -> str | None:
+    """What is wrong where `model` or `parallel` would come from elsewhere: the names are generic."""
     root = Path(__file__).resolve().parent.parent
     for name in ("model", "parallel"):
         spec = importlib.util.find_spec(name)
         found = Path(spec.origin).resolve() if spec is not None and spec.origin else None
         if found is None or found.parent.parent != root:
-            raise RefusedError(
-                f"the package '{name}' comes from {found}, not from shardrun's {root / name}; run "
-                "from another folder, or "
-                "take that path out of PYTHONPATH"
+            return (
+                f"the package '{name}' comes from {found}, not from shardrun's {root / name}; "
+                "run from another folder, or take that path out of PYTHONPATH"
             )
+    return None

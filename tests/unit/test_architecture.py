@@ -11,7 +11,7 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).glob("*
 BELOW = {"parallel": {"parallel"}, "model": {"model", "parallel"}, "launcher": {"launcher", "model", "parallel"}}
 DOORS = {
     "fairscale": {"parallel/registry.py"},
-    "fire": {"launcher/cli.py"},
+    "fire": {"launcher/commands.py"},
     "yaml": {"launcher/yaml_file.py"},
     "sentencepiece": {"model/tokenizer.py"},
 }
