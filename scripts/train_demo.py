@@ -51,10 +51,13 @@ class Recipe:
     rows: int = 24
     row_tokens: int = 320
     peak_lr: float = 3e-3
-    warmup_steps: int = 150
     weight_decay: float = 0.05
     clip_norm: float = 1.0
     seed: int = 1
+
+    @property
+    def warmup_steps(self) -> int:
+        return max(1, min(150, self.steps // 10))
 
     def lr(self, step: int) -> float:
         """Linear warm-up, then linear decay to zero."""
@@ -158,7 +161,11 @@ def save_state(path: Path, state: dict[str, object]) -> None:
 
 
 def plot(log: list[dict[str, float]], path: Path) -> None:
-    import matplotlib  # heavy, and only wanted here
+    try:
+        import matplotlib  # heavy, and only wanted here
+    except ImportError:
+        print("no loss curve: matplotlib is not installed (pip install '.[train]')", file=sys.stderr)
+        return
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
