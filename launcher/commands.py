@@ -62,7 +62,7 @@ def _dispatch(arguments: list[str], env: Environment) -> int:
         return 0
     _check_words(arguments)
     codes: list[int] = []
-    fire.Fire(_fire_commands(arguments, env, codes), command=arguments, name="shardrun")
+    fire.Fire(_fire_commands(arguments, env, codes), command=_with_values(arguments), name="shardrun")
     return codes[0]
 
 
@@ -86,6 +86,16 @@ def _check_words(arguments: Sequence[str]) -> None:
             if name in seen:
                 raise RefusedError(f"--{name} is given twice; give it once")
             seen.add(name)
+
+
+def _with_values(arguments: Sequence[str]) -> list[str]:
+    """The words, with each flag that stands alone given its value: fire would read `--nosuch` as `--such` off."""
+    following = [*arguments[1:], "--"]
+    alone = [
+        word.startswith("--") and "=" not in word and after.startswith("--")
+        for word, after in zip(arguments, following, strict=True)
+    ]
+    return [f"{word}=True" if single else word for word, single in zip(arguments, alone, strict=True)]
 
 
 def _fire_commands(arguments: list[str], env: Environment, codes: list[int]) -> dict[str, Callable[..., None]]:

@@ -70,7 +70,7 @@ class ProgressLine:
 
     def __call__(self, done: int, total: int) -> None:
         passed_s = time.monotonic() - self.started
-        if not self.enabled or passed_s < self._next_s:
+        if not self.enabled or done >= total or passed_s < self._next_s:
             return
         self._next_s = passed_s + 1.0
         rate = done / passed_s
