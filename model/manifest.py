@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from model.shard_file import ShardHeader
+from model.shard_file import ShardHeader, open_regular
 from parallel.errors import RefusedError
 
 MANIFEST = "shards.json"
+_MAX_BYTES = 2**28
 
 
 def checksums(header: ShardHeader) -> dict[str, int]:
@@ -28,7 +29,7 @@ def manifest_text(headers: Sequence[ShardHeader]) -> str:
 def check_manifest(folder: Path, headers: Sequence[ShardHeader]) -> bool:
     """Compare the shards with shards.json. False where there is none; RefusedError names what differs."""
     path = folder / MANIFEST
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         return False
     listed = _read(path)
     if set(listed) != {header.path.name for header in headers}:
@@ -57,7 +58,8 @@ def check_manifest(folder: Path, headers: Sequence[ShardHeader]) -> bool:
 
 def _read(path: Path) -> dict[str, dict[str, int]]:
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            content: Any = json.loads(file.read(_MAX_BYTES))
         if content["format"] != 1:
             raise RefusedError(f"{path}: has format {content['format']!r}; this version of shardrun knows format 1")
         return {shard["file"]: {str(k): int(v) for k, v in shard["crc32"].items()} for shard in content["shards"]}

@@ -6,13 +6,14 @@ is guessed from a family's name; whatever is derived can be printed with its rea
 
 import difflib
 import json
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from model.shard_file import open_regular
 from parallel.errors import RefusedError
 
+_MAX_BYTES = 2**20
 LLAMA_3_VOCABULARY = 128256
 # Run-time settings that some exports carry. The flags decide; a value in the file is passed over.
 RUN_TIME_KEYS = ("max_seq_len", "max_batch_size")
@@ -42,13 +43,19 @@ class Params:
     rope_theta: float
     rope_scaling: RopeScaling | None
     rope_reason: str
+    # What the file says of the rotary base; None where these sizes do not come from a file.
+    rope_given: "GivenRope | None" = None
 
     @property
     def head_dim(self) -> int:
         return self.dim // self.n_heads
 
     def with_vocab_size(self, vocab_size: int) -> "Params":
-        return replace(self, vocab_size=vocab_size)
+        """These sizes with the vocabulary that was found; it may tell the rotary base (see `_rope`)."""
+        if self.rope_given is None:
+            return replace(self, vocab_size=vocab_size)
+        theta, scaling, reason = _rope(self.rope_given, self.dim, vocab_size)
+        return replace(self, vocab_size=vocab_size, rope_theta=theta, rope_scaling=scaling, rope_reason=reason)
 
     @property
     def n_parameters(self) -> int:
@@ -58,11 +65,20 @@ class Params:
         return self.n_layers * layer + 2 * self.vocab_size * self.dim + self.dim
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenRope:
+    """The keys of params.json that decide the rotary embedding; None where one is absent."""
+
+    theta: float | None
+    scaled: bool
+    factor: float | None
+
+
 @dataclass(frozen=True, slots=True)
 class _Field:
     kind: type[int] | type[float] | type[bool]
     low: float = 0
-    high: float = math.inf
+    high: float = 0
     nullable: bool = False
 
     @property
@@ -70,7 +86,7 @@ class _Field:
         if self.kind is bool:
             return "true or false"
         noun = "a whole number" if self.kind is int else "a finite number"
-        return f"{noun} above 0" if self.low == 0 else f"{noun} of {self.low:g} to {self.high:g}"
+        return f"{noun} of {self.low:.15g} to {self.high:.15g}"
 
 
 _FIELDS: dict[str, _Field] = {
@@ -80,11 +96,11 @@ _FIELDS: dict[str, _Field] = {
     "n_kv_heads": _Field(int, 1, 2**16, nullable=True),
     "vocab_size": _Field(int, -1, 2**24),
     "multiple_of": _Field(int, 1, 2**24),
-    "ffn_dim_multiplier": _Field(float, nullable=True),
-    "norm_eps": _Field(float),
-    "rope_theta": _Field(float),
+    "ffn_dim_multiplier": _Field(float, 0.01, 100, nullable=True),
+    "norm_eps": _Field(float, 1e-20, 1),
+    "rope_theta": _Field(float, 1, 1e12),
     "use_scaled_rope": _Field(bool),
-    "rope_scaling_factor": _Field(float),
+    "rope_scaling_factor": _Field(float, 1, 1e6),
     "max_seq_len": _Field(int, 1, 2**40),
     "max_batch_size": _Field(int, 1, 2**40),
 }
@@ -92,12 +108,14 @@ _REQUIRED = ("dim", "n_layers", "n_heads")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         raise RefusedError(f"{path}: does not exist; a Meta checkpoint folder holds params.json beside its shards")
+    with open_regular(path) as file:
+        data = file.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise RefusedError(f"{path}: has more than {_MAX_BYTES} bytes, which is no table of sizes; download it again")
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RefusedError(f"{path}: cannot be read: {error.strerror}") from None
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise RefusedError(f"{path}: is not UTF-8 text (byte {error.start}); download it again") from None
     start = text.lstrip()[:40].lower()
@@ -109,8 +127,9 @@ def _read_json(path: Path) -> dict[str, Any]:
         found = json.loads(text)
     except json.JSONDecodeError as error:
         raise RefusedError(f"{path}:{error.lineno}:{error.colno}: is not valid JSON: {error.msg}") from None
-    except RecursionError:
-        raise RefusedError(f"{path}: is not valid JSON for this purpose: nested too deeply") from None
+    except (RecursionError, ValueError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else "a number of too many digits"
+        raise RefusedError(f"{path}: is not valid JSON: {reason}") from None
     if not isinstance(found, dict):
         raise RefusedError(f'{path}: holds {_kind_of(found)}; an object such as {{"dim": 4096, ...}} is expected')
     return found
@@ -134,9 +153,9 @@ def _check_field(path: Path, key: str, value: Any) -> None:
     else:
         numeric = int if field.kind is int else int | float
         right = isinstance(value, numeric) and not isinstance(value, bool)
-        right = right and (field.low <= value <= field.high if field.low else 0 < value < math.inf)
+        right = right and field.low <= value <= field.high
     if not right:
-        raise RefusedError(f"{path}: {key} is {json.dumps(value)}; wanted {field.wanted}")
+        raise RefusedError(f"{path}: {key} is {json.dumps(value)[:80]}; wanted {field.wanted}")
 
 
 def ffn_width(dim: int, multiple_of: int, multiplier: float | None) -> int:
@@ -147,19 +166,19 @@ def ffn_width(dim: int, multiple_of: int, multiplier: float | None) -> int:
     return multiple_of * ((width + multiple_of - 1) // multiple_of)
 
 
-def _rope(raw: dict[str, Any]) -> tuple[float, RopeScaling | None, str]:
+def _rope(given: GivenRope, dim: int, vocab_size: int) -> tuple[float, RopeScaling | None, str]:
     """The rotary base, its scaling, and where both come from."""
-    if "rope_theta" in raw:
-        theta, reason = float(raw["rope_theta"]), "base from params.json"
-    elif raw.get("vocab_size") == LLAMA_3_VOCABULARY:
+    if given.theta is not None:
+        theta, reason = given.theta, "base from params.json"
+    elif vocab_size == LLAMA_3_VOCABULARY:
         theta, reason = 500000.0, f"base 500000: absent, and a vocabulary of {LLAMA_3_VOCABULARY} is Llama 3's"
     else:
         theta, reason = 10000.0, "base 10000: absent, as in Llama 1 and 2"
-    if not raw.get("use_scaled_rope", False):
+    if not given.scaled:
         return theta, None, reason
-    if "rope_scaling_factor" in raw:
-        factor, why = float(raw["rope_scaling_factor"]), "from params.json"
-    elif raw["dim"] in (2048, 3072) and raw.get("vocab_size") == LLAMA_3_VOCABULARY:
+    if given.factor is not None:
+        factor, why = given.factor, "from params.json"
+    elif dim in (2048, 3072) and vocab_size == LLAMA_3_VOCABULARY:
         factor, why = 32.0, "the shape is Llama 3.2's; rope_scaling_factor in params.json overrides"
     else:
         factor, why = 8.0, "Llama 3.1's; rope_scaling_factor in params.json overrides"
@@ -188,7 +207,12 @@ def read_params(path: Path) -> Params:
         )
     if raw.get("vocab_size") == 0:
         raise RefusedError(f"{path}: vocab_size is 0; wanted a positive number, or -1 for the tokenizer's size")
-    theta, scaling, reason = _rope(raw)
+    given = GivenRope(
+        theta=float(raw["rope_theta"]) if "rope_theta" in raw else None,
+        scaled=raw.get("use_scaled_rope", False),
+        factor=float(raw["rope_scaling_factor"]) if "rope_scaling_factor" in raw else None,
+    )
+    theta, scaling, reason = _rope(given, dim, raw.get("vocab_size", -1))
     return Params(
         dim=dim,
         n_layers=raw["n_layers"],
@@ -200,4 +224,5 @@ def read_params(path: Path) -> Params:
         rope_theta=theta,
         rope_scaling=scaling,
         rope_reason=reason,
+        rope_given=given,
     )

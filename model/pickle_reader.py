@@ -5,7 +5,10 @@ torch.save writes for a dictionary of tensors; anything else is refused before t
 Source of the forms: torch/serialization.py and torch/_utils.py (torch 2.13).
 """
 
+import io
 import pickletools
+import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +24,9 @@ _STORAGE_DTYPES = {
     "torch ByteStorage": "uint8",
     "torch BoolStorage": "bool",
     "torch.storage UntypedStorage": "untyped",
+    "torch QInt8Storage": "qint8",
+    "torch QUInt8Storage": "quint8",
+    "torch QInt32Storage": "qint32",
 }
 # Forms of torch's that are no danger, but no plain tensor either: refused later, with their key.
 _ODD_TENSORS = {
@@ -34,11 +40,11 @@ _ODD_TENSORS = {
 _TENSOR = "torch._utils _rebuild_tensor_v2"
 _PARAMETER = "torch._utils _rebuild_parameter"
 _ORDERED_DICT = "collections OrderedDict"
-_HARMLESS = {_TENSOR, _PARAMETER, _ORDERED_DICT, "torch Size", *_STORAGE_DTYPES, *_ODD_TENSORS}
-_PUSH_ARGUMENT = {
-    *("BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICODE", "BINFLOAT"),
-    *("BINSTRING", "SHORT_BINSTRING", "UNICODE"),
-}
+_LAYOUT = "torch.serialization _get_layout"
+# What odd tensors are described with; plain words, never called.
+_ODD_WORDS = {f"torch {word}" for word in ("float32", "float16", "bfloat16", "float64", "int64", "per_tensor_affine")}
+_HARMLESS = {_TENSOR, _PARAMETER, _ORDERED_DICT, _LAYOUT, "torch Size", *_STORAGE_DTYPES, *_ODD_TENSORS, *_ODD_WORDS}
+_PUSH_ARGUMENT = {"BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICODE", "BINFLOAT"}
 _PUSH_CONSTANT = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
@@ -78,17 +84,13 @@ class OddTensor:
     kind: str
 
 
-class _Mark:
-    pass
-
-
 def read_pickle(data: bytes) -> Any:
     """The pickle's value, its tensors as PickledTensor or OddTensor. Raises UnsafePickle; runs nothing."""
     try:
         return _Machine().run(data)
     except UnsafePickle:
         raise
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, AssertionError, RecursionError) as error:
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, AssertionError, struct.error) as error:
         raise UnsafePickle(f"its pickle is damaged ({type(error).__name__})") from None
 
 
@@ -97,11 +99,11 @@ class _Machine:
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
+        self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
 
     def run(self, data: bytes) -> Any:
-        for opcode, argument, position in pickletools.genops(data):
-            name = opcode.name
+        for name, argument in _opcodes(data):
             if name == "STOP":
                 return self.stack.pop()
             if name in _PUSH_ARGUMENT:
@@ -111,10 +113,8 @@ class _Machine:
             elif name in _TUPLES:
                 count = _TUPLES[name]
                 self.stack[-count:] = [tuple(self.stack[-count:])]
-            elif (act := getattr(self, f"_op_{name.lower()}", None)) is not None:
-                act(argument)
             else:
-                raise UnsafePickle(f"its pickle uses the opcode {name} (byte {position})")
+                getattr(self, f"_op_{name.lower()}")(argument)
         raise UnsafePickle("its pickle has no end")
 
     def _op_proto(self, version: int) -> None:
@@ -125,11 +125,11 @@ class _Machine:
         pass
 
     def _op_mark(self, _: None) -> None:
-        self.stack.append(_Mark)
+        self.marks.append(len(self.stack))
 
     def _since_mark(self) -> list[Any]:
-        index = max(i for i, value in enumerate(self.stack) if value is _Mark)
-        values = self.stack[index + 1 :]
+        index = self.marks.pop()
+        values = self.stack[index:]
         del self.stack[index:]
         return values
 
@@ -167,8 +167,14 @@ class _Machine:
     def _set(self, key: Any, value: Any) -> None:
         target = self.stack[-1]
         assert isinstance(target, dict)
+        self._enter(target, key, value)
+
+    def _enter(self, target: dict[Any, Any], key: Any, value: Any) -> None:
+        # Names and numbers only: to hash a tuple nested a million times ends the interpreter.
+        if not isinstance(key, str | int):
+            raise UnsafePickle(f"its pickle has a {type(key).__name__} for a key")
         if key in target:
-            raise UnsafePickle(f"its pickle sets the key {key!r} twice")
+            raise UnsafePickle(f"its pickle sets the key {str(key)[:80]!r} twice")
         target[key] = value
 
     def _op_binput(self, index: int) -> None:
@@ -186,11 +192,14 @@ class _Machine:
 
     def _op_global(self, name: str) -> None:
         if name not in _HARMLESS:
-            raise UnsafePickle(f"its pickle asks for {name.replace(' ', '.')}, which loading weights does not need")
+            raise UnsafePickle(
+                f"its pickle asks for {name.replace(' ', '.')[:120]}, which loading weights does not need"
+            )
         self.stack.append(PickledGlobal(name))
 
     def _op_stack_global(self, _: None) -> None:
         name, module = self.stack.pop(), self.stack.pop()
+        assert isinstance(name, str) and isinstance(module, str)
         self._op_global(f"{module} {name}")
 
     def _op_binpersid(self, _: None) -> None:
@@ -206,7 +215,12 @@ class _Machine:
 
     def _call(self, name: str, arguments: tuple[Any, ...]) -> Any:
         if name == _ORDERED_DICT:
-            return dict(*arguments)
+            table: dict[Any, Any] = {}
+            for key, value in arguments[0] if arguments else ():
+                self._enter(table, key, value)
+            return table
+        if name == _LAYOUT:
+            return None
         if name == _PARAMETER:
             return arguments[0]
         if name in _ODD_TENSORS:
@@ -224,6 +238,28 @@ class _Machine:
         state = self.stack.pop()
         if not (isinstance(self.stack[-1], dict) and isinstance(state, dict) and set(state) <= {"_metadata"}):
             raise UnsafePickle("its pickle sets attributes on what is no state dict")
+
+
+def _opcodes(data: bytes) -> Iterator[tuple[str, Any]]:
+    """Name and argument of each opcode. One that we do not follow is refused before its argument is read."""
+    stream = io.BytesIO(data)
+    while code := stream.read(1):
+        opcode = _BY_CODE.get(code.decode("latin-1"))
+        name = opcode.name if opcode is not None else f"0x{code.hex()}"
+        if opcode is None or name not in _FOLLOWED:
+            raise UnsafePickle(f"its pickle uses the opcode {name} (byte {stream.tell() - 1})")
+        if name == "GLOBAL":
+            # pickletools would interpret escapes in the two lines; nothing that we follow has any.
+            yield name, " ".join(stream.readline().decode("ascii").removesuffix("\n") for _ in range(2))
+        else:
+            yield name, opcode.arg.reader(stream) if opcode.arg is not None else None
+        if name == "STOP":
+            return
+
+
+_BY_CODE = {opcode.code: opcode for opcode in pickletools.opcodes}
+_FOLLOWED = {"STOP", *_PUSH_ARGUMENT, *_PUSH_CONSTANT, *_TUPLES}
+_FOLLOWED |= {name.removeprefix("_op_").upper() for name in dir(_Machine) if name.startswith("_op_")}
 
 
 def _natural(*numbers: Any) -> bool:

@@ -31,7 +31,7 @@ def filter_top_p(probs: Tensor, top_p: float) -> Tensor:
 
 
 def sample_top_p(probs: Tensor, p: float) -> Tensor:
-    """One id [..., 1] drawn by torch's generator from the nucleus of `probs` [..., V] (llama `generation.py`).
+    """One id [B, 1] drawn by torch's generator from the nucleus of `probs` [B, V] (llama `generation.py`).
 
     As Meta's: a token stays while the mass before it does not exceed `p`, so p = 0 keeps the likeliest.
     """

@@ -70,9 +70,9 @@ def open_regular(path: Path) -> BinaryIO:
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):
-            raise RefusedError(f"{path}: is a folder; a shard is a file")
+            raise RefusedError(f"{path}: is a folder; wanted a file")
         if not stat.S_ISREG(mode):
-            raise RefusedError(f"{path}: is not a regular file (a pipe, socket or device); a shard is a plain file")
+            raise RefusedError(f"{path}: is not a regular file (a pipe, socket or device); wanted a plain file")
         return path.open("rb")
     except FileNotFoundError:
         if path.is_symlink():

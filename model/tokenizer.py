@@ -103,8 +103,6 @@ class TextStream:
     def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._ids = list(context)
-        # Text up to here was given out; tokens before `_window` are no longer decoded.
-        self._window = 0
         self._given = len(tokenizer.decode(self._ids)) if self._ids else 0
 
     def push(self, token: int) -> str:
@@ -117,7 +115,7 @@ class TextStream:
         return self._take(final=True)
 
     def _take(self, final: bool) -> str:
-        text = self._tokenizer.decode(self._ids[self._window :])
+        text = self._tokenizer.decode(self._ids)
         whole = text if final else text.rstrip(_REPLACEMENT)
         if len(text) - len(whole) > _LONGEST_CHARACTER:
             whole = text[: len(text) - _LONGEST_CHARACTER]
