@@ -3,11 +3,12 @@
 import sys
 from collections.abc import Sequence
 
-from launcher.guard import foreign_package
+from launcher.guard import end_on_signals, foreign_package
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the process's exit code."""
+    end_on_signals()
     problem = foreign_package()
     if problem is not None:
         sys.stderr.write(f"shardrun: error: {problem}\n")

@@ -140,7 +140,6 @@ def _complete(options: CompleteOptions, arguments: list[str], env: Environment) 
 
 def _as_rank(options: CompleteOptions, env: Environment) -> int:
     """Be one rank, or the only process: run, and end in the way that the report says."""
-    stop_on_signals()
     log_dir = options.parallel.log_dir
     # Under our own supervisor each rank's stderr is kept by it; elsewhere each rank keeps its own log.
     own_log = log_dir is not None and not env.rendezvous_file
@@ -150,6 +149,7 @@ def _as_rank(options: CompleteOptions, env: Environment) -> int:
         preflight(options, 1)
     from launcher import worker  # loads torch: only now, when the settings are known to be good
 
+    stop_on_signals()
     world = None
     try:
         world = worker.meet(options)
@@ -174,9 +174,9 @@ def _reshard(words: Sequence[str], flags: dict[str, str], env: Environment) -> i
     options = reshard_options(flags)
     if env.world_size > 1:
         raise RefusedError("reshard runs in one process; start it without torchrun")
-    stop_on_signals()
     from launcher.resharding import reshard_folder  # loads torch: only now, when the settings are known to be good
 
+    stop_on_signals()
     source, destination = Path(words[0]), Path(words[1])
     written = reshard_folder(source, destination, options, ProgressLine("resharding", "GB", 1e9))
     say(f"wrote {written}")

@@ -10,6 +10,21 @@ from pathlib import Path
 _PR_SET_PDEATHSIG = 1
 
 
+def end_on_signals() -> None:
+    """Let SIGINT, SIGTERM and SIGHUP end the process at once, with a line and 128 + n.
+
+    For the time of imports: an exception that a handler raises there is swallowed by some libraries.
+    `launcher.report.stop_on_signals` takes over once there is something to clean up.
+    """
+
+    def end(number: int, _frame: object) -> None:
+        os.write(2, f"shardrun: stopped by {signal.Signals(number).name}\n".encode())
+        os._exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
+
+
 def die_with_parent() -> None:
     """Ask the kernel to kill this process when the one that started it ends (Linux).
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from launcher.console import say
 from parallel.environment import Environment
-from parallel.errors import PeerFailedError, RefusedError, ShardrunError
+from parallel.errors import PeerFailedError, RefusedError, ShardrunError, UnreachedError
 
 if TYPE_CHECKING:
     from parallel.world import World
@@ -141,9 +141,10 @@ def _may_speak(error: BaseException, env: Environment, world: "World | None") ->
         return True
     if world is None or world.store is None:
         # Every rank has the same flags, so rank 0 has the same error; be silent a moment, not the first to leave.
-        if env.rank:
+        speaks = env.rank == 0 or isinstance(error, UnreachedError)
+        if not speaks:
             time.sleep(_NO_WORLD_SILENT_S)
-        return env.rank == 0
+        return speaks
     try:
         if isinstance(error, RefusedError):
             if env.rank:

@@ -60,6 +60,8 @@ def meet(options: CompleteOptions) -> World:
         f"{section}.{name}": value
         for section in ("model", "generation")
         for name, value in _fields(getattr(options, section)).items()
+        # Files may stand elsewhere on another host; what is in them is compared when they are read.
+        if name not in ("ckpt_dir", "tokenizer_path") and not (name == "prompts" and str(value).startswith("['@"))
     }
     settings["shardrun"] = version()
     parallel = options.parallel

@@ -174,7 +174,7 @@ def _mapping(node: Any, name: str) -> dict[str, Located]:
         key = key_node.value
         if key in values:
             raise RefusedError(
-                f"{place}: the key '{key}' is given twice (first on line {values[key].place.line}); keep one"
+                f"{place}: the key '{key}' is given twice (first on line {values[key].key_at.line}); keep one"
             )
         values[key] = replace(_located(value_node, name), key_place=place)
     return values

@@ -64,6 +64,7 @@ def open_checkpoint(folder: str | Path, allow_legacy: bool = False) -> Checkpoin
     params = _with_vocabulary(folder, params, headers)
     embedding_dim = _embedding_dim(params, headers)
     _check_layers(folder, params, headers[0])
+    _check_split(folder, params, embedding_dim, len(headers))
     for header in headers:
         _check_weights(header, params, embedding_dim, headers)
     _check_replicated(params, embedding_dim, headers)
@@ -156,9 +157,8 @@ def _with_vocabulary(folder: Path, params: Params, headers: Sequence[ShardHeader
     rows = output.shape[0] * len(headers)
     if params.vocab_size not in (-1, rows):
         raise RefusedError(
-            f"{folder / 'params.json'}: vocab_size is {params.vocab_size}, but output.weight has "
-            f"{output.shape[0]} rows in "
-            f"each of {len(headers)} shard{'s' if len(headers) > 1 else ''} ({rows}); correct it, or write -1"
+            f"{folder / 'params.json'}: vocab_size is {params.vocab_size}, but output.weight of {headers[0].path.name} has "
+            f"{output.shape[0]} rows ({rows} over {len(headers)} shard{'s' if len(headers) > 1 else ''}); correct it, or write -1"
         )
     return params.with_vocab_size(rows)
 
@@ -177,6 +177,17 @@ def _check_layers(folder: Path, params: Params, header: ShardHeader) -> None:
             f"{folder / 'params.json'}: n_layers is {params.n_layers}, but {header.path.name} holds {layers} layers; "
             "params.json and the shards are of different models"
         )
+
+
+def _check_split(folder: Path, params: Params, embedding_dim: int, mp: int) -> None:
+    for weight in all_weights(params, embedding_dim):
+        try:
+            weight.shape_at(mp)
+        except RefusedError as error:
+            raise RefusedError(
+                f"{folder / 'params.json'}: {error}, and the folder holds {mp} shards; "
+                "params.json and the shards are of different models"
+            ) from None
 
 
 def _check_weights(header: ShardHeader, params: Params, embedding_dim: int, headers: Sequence[ShardHeader]) -> None:

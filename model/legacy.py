@@ -1,5 +1,6 @@
 """Files of torch before 1.6: bare pickles without checksums, read only where the user asks for it."""
 
+import re
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,11 @@ def load_legacy(path: Path) -> "dict[str, Tensor]":
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds here, with advice that we do not pass on
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it asks for {found[1]}" if found else type(error).__name__
         raise RefusedError(
-            f"{path}: is a legacy file that torch's weights-only reader refuses "
-            f"({type(error).__name__}); nothing of it "
-            "was executed. Get the weights from a source that you trust"
+            f"{path}: is a legacy file that torch's weights-only reader refuses ({reason}); "
+            "nothing of it was executed. Get the weights from a source that you trust"
         ) from None
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]

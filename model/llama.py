@@ -120,7 +120,7 @@ class Llama:
             return checkpoint, tokenizer, chosen
 
         checkpoint, tokenizer, chosen = world.together("reading the checkpoint's headers", look)
-        world.agree("the checkpoint's files", _fingerprint(checkpoint))
+        world.agree("the checkpoint's files", _fingerprint(checkpoint, tokenizer))
         model = world.together("loading the weights", lambda: _load(checkpoint, world, chosen, progress))
         seed_everything(seed)
         log.info("loaded in %.1f s", time.monotonic() - started)
@@ -271,11 +271,12 @@ def _take(event: Event, tokens: list[list[int]], values: list[list[float]]) -> N
         values[event.row].append(event.logprob)
 
 
-def _fingerprint(checkpoint: Checkpoint) -> dict[str, object]:
-    """What must be the same on every rank: sizes, and the checksum of every tensor of every shard."""
+def _fingerprint(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> dict[str, object]:
+    """What must be the same on every rank: sizes, the tokenizer, and the checksum of every tensor of every shard."""
     sums = [sorted((name, entry.crc32) for name, entry in header.tensors.items()) for header in checkpoint.shards]
     digest = hashlib.sha256(json.dumps(sums).encode()).hexdigest()
-    return {"params.json": str(checkpoint.params), "the shards' checksums": digest}
+    pieces = None if tokenizer is None else hashlib.sha256(tokenizer.path.read_bytes()).hexdigest()
+    return {"params.json": str(checkpoint.params), "the shards' checksums": digest, "tokenizer.model": pieces}
 
 
 def _load(checkpoint: Checkpoint, world: World, dtype: torch.dtype, progress: Progress | None) -> Transformer:

@@ -124,15 +124,25 @@ def _read_json(path: Path) -> dict[str, Any]:
     if start.startswith("version https://git-lfs"):
         raise RefusedError(f"{path}: is a Git LFS pointer, not the file; run `git lfs pull` in its repository")
     try:
-        found = json.loads(text)
+        found = json.loads(text, object_pairs_hook=lambda pairs: _without_repeats(path, pairs))
     except json.JSONDecodeError as error:
         raise RefusedError(f"{path}:{error.lineno}:{error.colno}: is not valid JSON: {error.msg}") from None
+    except RefusedError:
+        raise
     except (RecursionError, ValueError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else "a number of too many digits"
         raise RefusedError(f"{path}: is not valid JSON: {reason}") from None
     if not isinstance(found, dict):
         raise RefusedError(f'{path}: holds {_kind_of(found)}; an object such as {{"dim": 4096, ...}} is expected')
     return found
+
+
+def _without_repeats(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise RefusedError(f"{path}: key '{key}' is given twice; keep one")
+    return dict(pairs)
 
 
 def _kind_of(value: object) -> str:

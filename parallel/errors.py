@@ -16,6 +16,10 @@ class RefusedError(ShardrunError, ValueError):
     exit_code = 2
 
 
+class UnreachedError(RefusedError):
+    """A rank could not reach rank 0, so that nobody else can say why it ends."""
+
+
 class RankFailedError(ShardrunError, RuntimeError):
     """A rank failed while running."""
 

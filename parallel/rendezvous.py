@@ -15,7 +15,7 @@ from pathlib import Path
 from torch._C._distributed_c10d import FileStore, PrefixStore, Store, TCPStore
 
 from parallel.environment import RENDEZVOUS_FILE, Environment
-from parallel.errors import RefusedError
+from parallel.errors import RefusedError, UnreachedError
 
 RESOLVE_TIMEOUT_S = 4.0
 # For a peer that has not come: it may still be importing torch from a slow disk.
@@ -88,7 +88,7 @@ def _connect(env: Environment, timeout_s: float) -> Store:
                 break
             except OSError as error:
                 if time.monotonic() >= deadline:
-                    raise RefusedError(
+                    raise UnreachedError(
                         f"rank {env.rank} cannot reach rank 0 at {env.master_addr}:{env.master_port} "
                         f"(MASTER_ADDR:MASTER_PORT) after {timeout_s:g} s: {error.strerror or error}; "
                         "start rank 0 there, or correct the address"
@@ -122,7 +122,7 @@ def _join_store(env: Environment, timeout_s: float) -> Store:
     joiner.start()
     joiner.join(timeout_s)
     if not stores:
-        raise RefusedError(
+        raise UnreachedError(
             f"what listens at {env.master_addr}:{env.master_port} (MASTER_ADDR:MASTER_PORT) is not rank 0's store "
             f"({reasons[0] if reasons else f'no answer within {timeout_s:.0f} s'}); see whether rank 0 runs there, or "
             "choose another MASTER_PORT"
@@ -147,7 +147,8 @@ def _resolve(env: Environment) -> tuple[socket.AddressFamily, tuple[str, int]]:
     asker.join(RESOLVE_TIMEOUT_S)
     if not found:
         reason = reasons[0] if reasons else f"no answer within {RESOLVE_TIMEOUT_S:g} s"
-        raise RefusedError(
+        # Another host's resolver may know the name, so each rank speaks for itself.
+        raise UnreachedError(
             f"MASTER_ADDR {env.master_addr!r} cannot be resolved: {reason}; set it to the name or address of "
             "the host that runs rank 0"
         )
@@ -169,7 +170,9 @@ def _roll_call(env: Environment, store: Store, timeout_s: float) -> None:
         missing = [rank for rank in missing if not store.check([f"here/{rank}"])]
         if missing and time.monotonic() > deadline:
             shown = ", ".join(map(str, missing[:16])) + (", ..." if len(missing) > 16 else "")
-            raise RefusedError(
+            # Rank 0 speaks for all; where it is the one that is missing, the first of those that came does.
+            speaks = 0 in missing and env.rank == min(set(range(env.world_size)) - set(missing))
+            raise (UnreachedError if speaks else RefusedError)(
                 f"rank{'s' if len(missing) > 1 else ''} {shown} of {env.world_size} did not come within "
                 f"{timeout_s:g} s; see whether each was started, with the same MASTER_ADDR and MASTER_PORT"
             )

@@ -22,7 +22,7 @@ from parallel.environment import (
     read_hardware,
     threads_from_environment,
 )
-from parallel.errors import PeerFailedError, RankFailedError, RefusedError
+from parallel.errors import PeerFailedError, RankFailedError, RefusedError, ShardrunError
 from parallel.mesh import Mesh, current_mesh
 from parallel.rendezvous import open_store, wait_for
 
@@ -160,8 +160,13 @@ def start_world(
     env = read_environment()
     store = open_store(env) if env.world_size > 1 else None
     world = World(env, _NOWHERE, store, timeout_s=timeout_s)
-    world.placement = world.together("choosing a device", lambda: _place(env, device, backend))
-    world.agree("at the start", {"torch": torch.__version__, **(settings or {})})
+    try:
+        world.placement = world.together("choosing a device", lambda: _place(env, device, backend))
+        world.agree("at the start", {"torch": torch.__version__, **(settings or {})})
+    except ShardrunError:
+        # The store goes with the rank that serves it: the others must have read why first.
+        world.farewell()
+        raise
     if world.placement.backend is not None:
         _make_groups(world)
     return world

@@ -191,15 +191,17 @@ def bench(ckpt_dir: str, ckpt_dir_mp2: str = "", repeats: int = 3, new_tokens: i
     rates = {name: [min(rank["rate"] for rank in run) for run in runs] for name, runs in found.items()}
     print(f"{ckpt_dir}: float32, {_CORES} cores, {_PROMPT_TOKENS} + {new_tokens} tokens, {repeats} repeats")
     for name, runs in found.items():
-        peak = max(rank["peak_bytes"] for run in runs for rank in run) - baseline
-        held = max(rank.get("share_bytes", 0) for rank in runs[0])
+        peaks = [max(run[rank]["peak_bytes"] for run in runs) - baseline for rank in range(len(runs[0]))]
+        held = [rank.get("share_bytes") for rank in runs[0]]
         ratio = statistics.median(a / b for a, b in zip(rates[name], rates["transformers"], strict=True))
         low, high = min(rates[name]), max(rates[name])
         print(
             f"{name:20} {statistics.median(rates[name]):8.1f} tokens/s ({low:.1f} to {high:.1f}), "
-            f"{ratio:.2f} of transformers; peak private memory over a process that imports torch {peak / 1e6:.0f} MB"
-            + (f", weights and cache of a rank {held / 1e6:.0f} MB" if held else "")
+            f"{ratio:.2f} of transformers"
         )
+        for rank, (peak, own) in enumerate(zip(peaks, held, strict=True)):
+            share = "" if own is None else f" (its weights and KV cache: {own / 1e6:.0f} MB)"
+            print(f"{'':20} rank {rank}: peak private memory {peak / 1e6:.0f} MB{share}")
 
 
 if __name__ == "__main__":
