@@ -157,8 +157,9 @@ def _with_vocabulary(folder: Path, params: Params, headers: Sequence[ShardHeader
     rows = output.shape[0] * len(headers)
     if params.vocab_size not in (-1, rows):
         raise RefusedError(
-            f"{folder / 'params.json'}: vocab_size is {params.vocab_size}, but output.weight of {headers[0].path.name} has "
-            f"{output.shape[0]} rows ({rows} over {len(headers)} shard{'s' if len(headers) > 1 else ''}); correct it, or write -1"
+            f"{folder / 'params.json'}: vocab_size is {params.vocab_size}, but output.weight of "
+            f"{headers[0].path.name} has {output.shape[0]} rows ({rows} over {len(headers)} "
+            f"shard{'s' if len(headers) > 1 else ''}); correct it, or write -1"
         )
     return params.with_vocab_size(rows)
 
