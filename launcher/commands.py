@@ -2,6 +2,7 @@
 
 import bdb
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -47,9 +48,12 @@ def run_command(argv: Sequence[str]) -> int:
 
 
 def _dispatch(arguments: list[str], env: Environment) -> int:
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    if not arguments:
+        sys.stderr.write(_overview())
+        return RefusedError.exit_code
+    if arguments[0] in ("-h", "--help", "help"):
         print_result(_overview())
-        return 0 if arguments else RefusedError.exit_code
+        return 0
     if arguments[0] in ("--version", "version"):
         print_result(f"shardrun {version()}\n")
         return 0
@@ -145,15 +149,14 @@ def _as_rank(options: CompleteOptions, env: Environment) -> int:
     own_log = log_dir is not None and not env.rendezvous_file
     log_file = make_log_dir(str(log_dir)) / f"rank{env.rank}.log" if own_log else None
     log_to_stderr(env.rank, to_terminal=env.rank == 0 or not env.rendezvous_file, log_file=log_file)
-    if not env.launched:
-        preflight(options, 1)
+    ready = None if env.launched else preflight(options, 1)
     from launcher import worker  # loads torch: only now, when the settings are known to be good
 
     stop_on_signals()
     world = None
     try:
         world = worker.meet(options)
-        worker.complete(options, world)
+        worker.complete(options, world, ready)
         world.close()
         return 0
     except BrokenPipeError:

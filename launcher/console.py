@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -16,9 +17,16 @@ def say(text: str) -> None:
 
 
 def print_result(text: str) -> None:
-    """Results, at once."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    """Results, at once, in UTF-8 whatever the locale. RefusedError where they cannot be written."""
+    try:
+        sys.stdout.buffer.write(text.encode("utf-8", "replace"))
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise RefusedError(
+            f"the results cannot be written to stdout: {error.strerror}; give them another place"
+        ) from None
 
 
 def leave_stdout() -> None:
@@ -53,8 +61,10 @@ def make_log_dir(log_dir: str) -> Path:
     """The folder for logs, made where it is not there."""
     try:
         Path(log_dir).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=log_dir):
+            pass
     except OSError as error:
-        raise RefusedError(f"--log_dir {log_dir}: cannot be made: {error.strerror}") from None
+        raise RefusedError(f"--log_dir {log_dir}: cannot be written to: {error.strerror}") from None
     return Path(log_dir)
 
 

@@ -79,7 +79,10 @@ def _default(value: object) -> str:
 
 
 def help_settings(command: str) -> dict[str, Setting]:
-    """The settings that a command's help lists."""
+    """The settings that a command's help lists, under the names that it takes."""
+    if command == "run":
+        sections = {name: settings_of(section) for name, section in COMPLETE_SECTIONS.items()}
+        return {f"{section}.{name}": setting for section, known in sections.items() for name, setting in known.items()}
     if command == "reshard":
         return settings_of(ReshardOptions)
     return {name: setting for section in COMPLETE_SECTIONS.values() for name, setting in settings_of(section).items()}

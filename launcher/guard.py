@@ -18,11 +18,19 @@ def end_on_signals() -> None:
     """
 
     def end(number: int, _frame: object) -> None:
-        os.write(2, f"shardrun: stopped by {signal.Signals(number).name}\n".encode())
+        # Whoever started us as one of several ranks speaks for all.
+        if not {"SHARDRUN_RENDEZVOUS_FILE", "TORCHELASTIC_RUN_ID"} & os.environ.keys():
+            os.write(2, f"shardrun: stopped by {signal.Signals(number).name}\n".encode())
         os._exit(128 + number)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in stop_signals():
         signal.signal(number, end)
+
+
+def stop_signals() -> list[signal.Signals]:
+    """The signals that ask us to stop, but for those that our parent wants ignored (nohup, background jobs)."""
+    asked = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    return [number for number in asked if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def die_with_parent() -> None:

@@ -3,6 +3,7 @@
 0 done, 2 refused, 3 a rank failed while running, 1 a fault of our own, 128 + n stopped by signal n.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.console import say
+from launcher.guard import stop_signals
 from parallel.environment import Environment
 from parallel.errors import PeerFailedError, RefusedError, ShardrunError, UnreachedError
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from parallel.world import World
 
 log = logging.getLogger("shardrun")
+# How torch's allocators say it, on a GPU and on a CPU.
+_NO_MEMORY = ("out of memory", "can't allocate memory")
 
 # How long a rank that is not to speak waits for rank 0 to have spoken.
 _SILENT_S = 3.0
@@ -48,11 +52,11 @@ def stop_on_signals() -> None:
     """Turn SIGTERM, SIGHUP and SIGINT into `Stopped`, once; later ones end the process at once."""
 
     def stop(number: int, _frame: object) -> None:
-        for known in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        for known in stop_signals():
             signal.signal(known, lambda again, _: os._exit(128 + again))
         raise Stopped(number)
 
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+    for number in stop_signals():
         signal.signal(number, stop)
 
 
@@ -77,7 +81,7 @@ class Failure:
         elif lost_peer(error):
             code, cause = RANK_FAILED, False
             text = f"rank {rank} lost contact with another rank: {_first_line(error)}"
-        elif isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        elif isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _NO_MEMORY):
             code, text = RANK_FAILED, f"rank {rank} is out of memory: {_first_line(error)}"
         else:
             text = (
@@ -130,7 +134,8 @@ def report_rank(error: BaseException, env: Environment, world: "World | None") -
         if failure.exit_code != OUR_FAULT:
             print_error(failure.text)
         if world is not None and world.store is not None:
-            world.store.set("reported", "1")
+            with contextlib.suppress(RuntimeError):  # the store may have gone with the rank that served it
+                world.store.set("reported", "1")
     sys.stdout.flush()
     sys.stderr.flush()
     return failure.exit_code
@@ -141,7 +146,9 @@ def _may_speak(error: BaseException, env: Environment, world: "World | None") ->
         return True
     if world is None or world.store is None:
         # Every rank has the same flags, so rank 0 has the same error; be silent a moment, not the first to leave.
-        speaks = env.rank == 0 or isinstance(error, UnreachedError)
+        # Another machine's first rank speaks too: its files and flags may differ from those of rank 0's.
+        elsewhere = env.rank >= env.local_world_size and env.local_rank == 0
+        speaks = env.rank == 0 or elsewhere or isinstance(error, UnreachedError)
         if not speaks:
             time.sleep(_NO_WORLD_SILENT_S)
         return speaks

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from model.shard_file import open_regular
 from parallel.errors import RefusedError
 
 
@@ -21,11 +22,11 @@ def read_prompts(given: Sequence[str]) -> list[str]:
 
 def _read_file(path: Path) -> list[str]:
     try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise RefusedError(f"--prompts @{path}: the file does not exist") from None
-    except OSError as error:
-        raise RefusedError(f"--prompts @{path}: cannot be read: {error.strerror}") from None
+        # Every rank reads it, so it must stay there to be read again.
+        with open_regular(path) as file:
+            data = file.read()
+    except RefusedError as error:
+        raise RefusedError(f"--prompts @{error}") from None
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -4,6 +4,7 @@ The ranks meet through a file in a private folder: no port is opened. The first 
 happens, no rank outlives this process (each asks the kernel to die with it).
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -40,8 +41,9 @@ class Rank:
 
 def run_ranks(arguments: Sequence[str], count: int, log_dir: str | None) -> int:
     """Run `python -m launcher ARGUMENTS` as `count` ranks; the exit code of the whole."""
+    kept = None if log_dir is None else make_log_dir(log_dir)
     folder = Path(tempfile.mkdtemp(prefix="shardrun-"))
-    logs = folder if log_dir is None else make_log_dir(log_dir)
+    logs = kept or folder
     stop_on_signals()
     ranks: list[Rank] = []
     try:
@@ -100,8 +102,10 @@ def _forward(source: IO[str], log: Path, console: TextIO | None) -> None:
     """Copy a rank's lines to its log, and rank 0's to the terminal, a whole line a write."""
     with log.open("w", encoding="utf-8") as file:
         for line in source:
-            file.write(line)
-            file.flush()
+            # A full disk must not stop a rank: it would wait for somebody to read what it says.
+            with contextlib.suppress(OSError):
+                file.write(line)
+                file.flush()
             if console is not None:
                 console.write(line)
                 console.flush()

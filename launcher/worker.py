@@ -1,5 +1,6 @@
 """One rank, or one process alone: from its options to its results."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator
@@ -77,10 +78,15 @@ def _fields(section: object) -> dict[str, object]:
     return {name: getattr(section, name) for name in names}
 
 
-def complete(options: CompleteOptions, world: World) -> None:
-    """Load the checkpoint and continue every prompt; rank 0 prints. Collective."""
+def complete(options: CompleteOptions, world: World, ready: Ready | None = None) -> None:
+    """Load the checkpoint and continue every prompt; rank 0 prints. Collective.
+
+    `ready`: the request, where this is the only process and it was checked before torch was loaded.
+    """
     model = options.model
-    ready = world.together("checking the request", lambda: preflight(options, world.mesh.size))
+    ready = ready or world.together("checking the request", lambda: preflight(options, world.mesh.size))
+    digest = hashlib.sha256(json.dumps(ready.prompt_tokens).encode()).hexdigest()
+    world.agree("the request", {"the number of prompts": len(ready.prompts), "the prompts": digest})
     llama = Llama.build(
         model.ckpt_dir,
         model.tokenizer_path,
@@ -94,6 +100,7 @@ def complete(options: CompleteOptions, world: World) -> None:
     )
     if world.env.rank == 0:
         _note_clipping(options, ready)
+        _note_unused(options)
     progress = ProgressLine("generating", "prompts", enabled=world.env.rank == 0 and not options.generation.stream)
     # Streamed text of several prompts can only be read one after the other.
     one_by_one = options.generation.stream and not options.generation.json
@@ -103,6 +110,15 @@ def complete(options: CompleteOptions, world: World) -> None:
         answers = [Answer(i, ready.prompts[i], ready.prompt_tokens[i]) for i in range(first, last)]
         _run_batch(llama, options, answers)
         progress(last, len(ready.prompts))
+
+
+def _note_unused(options: CompleteOptions) -> None:
+    """Say which flags have no effect together."""
+    generation = options.generation
+    if generation.logprobs and not generation.json:
+        log.warning("note: --logprobs shows only with --json")
+    if generation.stream and generation.json:
+        log.warning("note: with --json each answer is printed when it is complete; --stream has no effect")
 
 
 def _note_clipping(options: CompleteOptions, ready: Ready) -> None:

@@ -4,6 +4,8 @@
 is in `loading.py`.
 """
 
+import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +20,7 @@ from model.shard_file import DTYPE_BYTES, ShardHeader, describe_start, is_legacy
 from parallel.errors import RefusedError
 
 _SHARD = re.compile(r"consolidated\.(\d+)\.pth")
-TOKENIZER = "tokenizer.model"
+_MAX_SHARDS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,12 @@ class Checkpoint:
     @property
     def mp(self) -> int:
         return len(self.shards)
+
+    def fingerprint(self) -> dict[str, object]:
+        """What must be the same on every rank: sizes, and the checksum of every tensor of every shard."""
+        sums = [sorted(checksums(header).items()) for header in self.shards]
+        digest = hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+        return {"params.json": str(self.params), "the shards' checksums": digest}
 
     def check_mp(self, ranks: int) -> None:
         """Refuse where the number of ranks is not the number of shards, with the commands that mend it."""
@@ -94,12 +102,15 @@ def _list_shards(folder: Path) -> tuple[list[Path], list[str]]:
         numbers[number] = name
     if not numbers:
         raise RefusedError(f"{folder}: {_describe_foreign(folder, names)}")
+    last = max(numbers)
+    if last > _MAX_SHARDS:
+        raise RefusedError(f"{folder}: {numbers[last]} has a number that no shard has; move it away")
     missing = [number for number in range(max(numbers) + 1) if number not in numbers]
     if missing:
+        shown = ", ".join(f"consolidated.{number:02d}.pth" for number in missing[:8])
         raise RefusedError(
-            f"{folder}: shard{'s' if len(missing) > 1 else ''} "
-            f"{', '.join(f'consolidated.{n:02d}.pth' for n in missing)} "
-            f"missing (found {', '.join(numbers[n] for n in sorted(numbers))}); get the missing files"
+            f"{folder}: {len(missing)} of {last + 1} shards missing: {shown}{', ...' if len(missing) > 8 else ''}; "
+            "get the missing files"
         )
     others = [name for name in names if name.endswith((".pth", ".pt")) and not _SHARD.fullmatch(name)]
     notes = [f"{folder}: {', '.join(others)} ignored: shards are named consolidated.NN.pth"] if others else []
@@ -208,6 +219,12 @@ def _check_weights(header: ShardHeader, params: Params, embedding_dim: int, head
             "the shard is of another model, or not a Llama"
         )
     for name, weight in weights.items():
+        dtype, first = header.tensors[name].dtype, headers[0]
+        if dtype != first.tensors[name].dtype:
+            raise RefusedError(
+                f"{header.path}: {name} is {dtype}, but {first.tensors[name].dtype} in {first.path.name}; "
+                "the shards are of different exports: get them from one source"
+            )
         found, wanted = header.tensors[name].shape, weight.shape_at(mp)
         if found != wanted:
             raise RefusedError(

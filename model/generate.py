@@ -21,6 +21,7 @@ FinishReason = Literal["stop", "length"]
 MAX_TEMPERATURE = 10.0
 # Rank 0 broadcasts this in a token's place when the logits are not finite.
 _SPOILT = -1
+_LOGIT_ROWS = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,7 @@ class Settings:
                 f"temperature is {self.temperature}; wanted a number of 0 (greedy) to {MAX_TEMPERATURE:g}"
             )
         if not 0 <= self.top_p <= 1:
-            raise RefusedError(f"top_p is {self.top_p}; wanted a number above 0, up to 1 (no filter)")
+            raise RefusedError(f"top_p is {self.top_p}; wanted a number of 0 (the likeliest token) to 1 (no filter)")
         if self.max_gen_len < 1:
             raise RefusedError(f"max_gen_len is {self.max_gen_len}; wanted 1 or more tokens")
 
@@ -58,11 +59,11 @@ class Event:
     finish_reason: FinishReason | None
 
 
-def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int, max_seq_len: int, first_index: int = 0) -> None:
+def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int, max_seq_len: int) -> None:
     """RefusedError names the first prompt that cannot be run, and why."""
     if not prompts:
         raise RefusedError("no prompts were given (an empty list); give one prompt or more")
-    for index, prompt in enumerate(prompts, first_index):
+    for index, prompt in enumerate(prompts):
         if not prompt:
             raise RefusedError(f"prompt {index} has no tokens; an empty text has one, the bos token")
         if len(prompt) > max_seq_len:
@@ -155,11 +156,20 @@ class Generation:
         cache.advance(lengths)
         if self.settings.logprobs and self.settings.echo:
             for row, prompt in enumerate(self.prompts):
-                logits_TV = self.model.logits(hidden_BTD[row, : len(prompt) - 1])
-                targets = torch.tensor(prompt[1:], dtype=torch.long, device=device).unsqueeze(-1)
-                self.prompt_logprobs.append(logits_TV.log_softmax(-1).gather(-1, targets).squeeze(-1).tolist())
+                self.prompt_logprobs.append(self._prompt_logprobs(hidden_BTD[row], prompt))
         last_BD = hidden_BTD[torch.arange(len(lengths), device=device), torch.tensor(lengths, device=device) - 1]
         return self.model.logits(last_BD)
+
+    def _prompt_logprobs(self, hidden_TD: Tensor, prompt: Sequence[int]) -> list[float]:
+        """The logarithm of each token's probability but the first's. Collective."""
+        values: list[float] = []
+        # In pieces: all logits of a long prompt would take more memory than its cache.
+        for start in range(0, len(prompt) - 1, _LOGIT_ROWS):
+            stop = min(start + _LOGIT_ROWS, len(prompt) - 1)
+            targets = torch.tensor(prompt[start + 1 : stop + 1], device=hidden_TD.device).unsqueeze(-1)
+            logits_TV = self.model.logits(hidden_TD[start:stop])
+            values += logits_TV.log_softmax(-1).gather(-1, targets).squeeze(-1).tolist()
+        return values
 
     def _choose(self, logits_BV: Tensor, step: int) -> Tensor:
         """The next token of each row [B], chosen on rank 0. Collective."""

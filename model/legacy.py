@@ -29,7 +29,10 @@ def load_legacy(path: Path) -> "dict[str, Tensor]":
         state = state["model"]
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise RefusedError(f"{path}: does not hold a dictionary of names and tensors")
-    return {str(name): tensor.contiguous() for name, tensor in state.items()}
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or not tensor.is_contiguous():
+            raise RefusedError(f"{path}: {name} is not a plain, contiguous tensor")
+    return {str(name): tensor for name, tensor in state.items()}
 
 
 def read_legacy_header(path: Path) -> ShardHeader:

@@ -8,7 +8,8 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
@@ -120,7 +121,8 @@ class Llama:
             return checkpoint, tokenizer, chosen
 
         checkpoint, tokenizer, chosen = world.together("reading the checkpoint's headers", look)
-        world.agree("the checkpoint's files", _fingerprint(checkpoint, tokenizer))
+        files = {**checkpoint.fingerprint(), "tokenizer.model": tokenizer and tokenizer.digest()}
+        world.agree("the checkpoint's files", files)
         model = world.together("loading the weights", lambda: _load(checkpoint, world, chosen, progress))
         seed_everything(seed)
         log.info("loaded in %.1f s", time.monotonic() - started)
@@ -141,7 +143,7 @@ class Llama:
         Prompts are counted over the life of this object: prompt i draws the same random numbers in
         whatever batches it comes. `eos_ids`: what ends a row (default: the tokenizer's eos).
         """
-        check_prompts(prompt_tokens, self.model.params.vocab_size, self.max_seq_len, self._prompts_served)
+        check_prompts(prompt_tokens, self.model.params.vocab_size, self.max_seq_len)
         if len(prompt_tokens) > self.max_batch_size:
             raise RefusedError(
                 f"{len(prompt_tokens)} prompts in one batch but max_batch_size is "
@@ -151,7 +153,7 @@ class Llama:
         if eos_ids is None:
             eos_ids = [] if self.tokenizer is None else [self.tokenizer.eos_id]
         settings = Settings(
-            max_gen_len=self.max_seq_len - 1 if max_gen_len is None else max_gen_len,
+            max_gen_len=max(1, self.max_seq_len - 1) if max_gen_len is None else max_gen_len,
             max_seq_len=self.max_seq_len,
             temperature=temperature,
             top_p=top_p,
@@ -231,7 +233,10 @@ class Llama:
         tokenizer = self.text_tokenizer()
         for index, dialog in enumerate(dialogs):
             check_dialog(dialog, index)
-        ids = [encode_dialog(tokenizer, dialog) for dialog in dialogs]
+        ids = []
+        for index, dialog in enumerate(dialogs):
+            with _naming(f"dialog {index}"):
+                ids.append(encode_dialog(tokenizer, dialog))
         tokens, values = self.generate(ids, self._length(max_gen_len), temperature, top_p, logprobs)
         answers: list[ChatPrediction] = []
         for row, (dialog, new) in enumerate(zip(dialogs, tokens, strict=True)):
@@ -255,13 +260,20 @@ class Llama:
         """Ids of a prompt, bos in front; RefusedError names its index."""
         if not isinstance(prompt, str):
             raise RefusedError(f"prompt {index} is {prompt!r}; wanted a text")
-        try:
+        with _naming(f"prompt {index}"):
             return self.text_tokenizer().encode(prompt, bos=True, eos=False)
-        except RefusedError as error:
-            raise RefusedError(f"prompt {index}: {error}") from None
 
     def _length(self, max_gen_len: int | None) -> int:
-        return self.max_seq_len - 1 if max_gen_len is None else max_gen_len
+        return max(1, self.max_seq_len - 1) if max_gen_len is None else max_gen_len
+
+
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Put the name of what is being worked on before a refusal."""
+    try:
+        yield
+    except RefusedError as error:
+        raise RefusedError(f"{what}: {error}") from None
 
 
 def _take(event: Event, tokens: list[list[int]], values: list[list[float]]) -> None:
@@ -269,14 +281,6 @@ def _take(event: Event, tokens: list[list[int]], values: list[list[float]]) -> N
         tokens[event.row].append(event.token)
     if event.logprob is not None and event.token is not None:
         values[event.row].append(event.logprob)
-
-
-def _fingerprint(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> dict[str, object]:
-    """What must be the same on every rank: sizes, the tokenizer, and the checksum of every tensor of every shard."""
-    sums = [sorted((name, entry.crc32) for name, entry in header.tensors.items()) for header in checkpoint.shards]
-    digest = hashlib.sha256(json.dumps(sums).encode()).hexdigest()
-    pieces = None if tokenizer is None else hashlib.sha256(tokenizer.path.read_bytes()).hexdigest()
-    return {"params.json": str(checkpoint.params), "the shards' checksums": digest, "tokenizer.model": pieces}
 
 
 def _load(checkpoint: Checkpoint, world: World, dtype: torch.dtype, progress: Progress | None) -> Transformer:

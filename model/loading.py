@@ -1,6 +1,5 @@
 """Reading a shard's weights: mapped, checked record by record, copied one at a time to their place."""
 
-import mmap
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,49 +8,61 @@ import torch
 from torch import Tensor
 
 from model.legacy import load_legacy
-from model.shard_file import FileStamp, ShardHeader, TensorEntry, open_regular
+from model.shard_file import AGAIN, FileStamp, ShardHeader, TensorEntry, open_regular
 from parallel.errors import RefusedError
 
 # Called with bytes read so far and bytes in all.
 Progress = Callable[[int, int], None]
 _CRC_CHUNK_BYTES = 2**24
+_SUM_NUMBERS = 2**22
 
 
 class ShardReader:
     """The tensors of an open shard: views of the mapped file, each checked against its CRC-32 when read."""
 
-    def __init__(self, header: ShardHeader, mapped: mmap.mmap | None) -> None:
+    def __init__(self, header: ShardHeader) -> None:
         self.header = header
-        self._mapped = mapped
         self._checked: set[str] = set()
+        self._checked_records: set[str] = set()
         self._tensors = load_legacy(header.path) if header.legacy else _map_tensors(header)
 
     def read(self, name: str) -> Tensor:
         """The tensor `name` as it stands in the file, not to be written to.
 
-        RefusedError where its record's CRC-32 is not the one in the file, or a number is not finite.
+        RefusedError where it is not what the header says, its record's CRC-32 is not the one in the file, or
+        a number is not finite.
         """
-        entry = self.header.tensors[name]
-        if self._mapped is not None and entry.record not in self._checked:
-            self._check_record(entry)
-            self._checked.add(entry.record)
-        tensor = self._tensors[name]
-        # A sum is finite only if all its numbers are (or it overflowed): one pass, and a search if it is not.
-        if not bool(torch.isfinite(tensor.sum(dtype=torch.float32))):
-            _refuse_non_finite(self.header, name, tensor)
-        return tensor
+        if name not in self._checked:
+            self._check(self.header.tensors[name], self._tensors.get(name))
+            self._checked.add(name)
+        return self._tensors[name]
 
-    def _check_record(self, entry: TensorEntry) -> None:
-        assert self._mapped is not None
-        crc32, end = 0, entry.record_start + entry.record_bytes
-        with memoryview(self._mapped) as view:
-            for start in range(entry.record_start, end, _CRC_CHUNK_BYTES):
-                crc32 = zlib.crc32(view[start : min(start + _CRC_CHUNK_BYTES, end)], crc32)
+    def _check(self, entry: TensorEntry, tensor: Tensor | None) -> None:
+        """Look at what torch gave, not at what another reader of zip files would have."""
+        found = tensor is not None and (tuple(tensor.shape), str(tensor.dtype), tensor.is_contiguous())
+        if tensor is None or found != (entry.shape, f"torch.{entry.dtype}", True):
+            raise RefusedError(f"{self.header.path}: {entry.name} is not what the file's directory says; {AGAIN}")
+        if not self.header.legacy and entry.record not in self._checked_records:
+            self._check_record(entry, tensor)
+            self._checked_records.add(entry.record)
+        # A sum is finite only if all its numbers are (or it overflowed): one pass, and a search if it is not.
+        # In parts, since summing in float32 copies what it sums on a CPU.
+        parts = torch.split(tensor.view(-1), _SUM_NUMBERS)
+        if not all(bool(torch.isfinite(part.sum(dtype=torch.float32))) for part in parts):
+            _refuse_non_finite(self.header, entry.name, tensor)
+
+    def _check_record(self, entry: TensorEntry, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        content = memoryview(torch.empty(0, dtype=torch.uint8).set_(storage).numpy())  # type: ignore[arg-type]
+        if len(content) != entry.record_bytes:
+            raise RefusedError(f"{self.header.path}: {entry.name} is not what the file's directory says; {AGAIN}")
+        crc32 = 0
+        for start in range(0, entry.record_bytes, _CRC_CHUNK_BYTES):
+            crc32 = zlib.crc32(content[start : start + _CRC_CHUNK_BYTES], crc32)
         if crc32 != entry.crc32:
             raise RefusedError(
                 f"{self.header.path}: {entry.name} is damaged: record {entry.record} has CRC-32 "
-                f"{crc32:08x}, the file says "
-                f"{entry.crc32:08x}; get the file again"
+                f"{crc32:08x}, the file says {entry.crc32:08x}; get the file again"
             )
 
 
@@ -60,8 +71,7 @@ def open_shard(header: ShardHeader) -> Iterator[ShardReader]:
     """Map a shard whose header was read before. RefusedError where the file was changed since or meanwhile."""
     with open_regular(header.path) as file:
         _check_unchanged(header, FileStamp.of(file))
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            yield ShardReader(header, None if header.legacy else mapped)
+        yield ShardReader(header)
         _check_unchanged(header, FileStamp.of(file))
     with open_regular(header.path) as file:
         _check_unchanged(header, FileStamp.of(file))
@@ -76,7 +86,13 @@ def _check_unchanged(header: ShardHeader, stamp: FileStamp) -> None:
 
 
 def _map_tensors(header: ShardHeader) -> dict[str, Tensor]:
-    state = torch.load(header.path, map_location="cpu", mmap=True, weights_only=True)
+    try:
+        state = torch.load(header.path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:  # torch raises many kinds here, with advice that we do not pass on
+        raise RefusedError(
+            f"{header.path}: torch's weights-only reader refuses it ({type(error).__name__}); nothing of it was "
+            "executed. Save it again with torch.save, or get the weights from a source that you trust"
+        ) from None
     tensors: dict[str, Tensor] = state["model"] if header.nested else state
     return tensors
 

@@ -63,7 +63,7 @@ def _read(path: Path) -> dict[str, dict[str, int]]:
         if content["format"] != 1:
             raise RefusedError(f"{path}: has format {content['format']!r}; this version of shardrun knows format 1")
         return {shard["file"]: {str(k): int(v) for k, v in shard["crc32"].items()} for shard in content["shards"]}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, RefusedError):
             raise
         raise RefusedError(

@@ -40,6 +40,8 @@ _ODD_TENSORS = {
 _TENSOR = "torch._utils _rebuild_tensor_v2"
 _PARAMETER = "torch._utils _rebuild_parameter"
 _ORDERED_DICT = "collections OrderedDict"
+# What torch.save writes, and what torch's weights-only reader follows.
+_PROTOCOLS = (2, 3)
 _LAYOUT = "torch.serialization _get_layout"
 # What odd tensors are described with; plain words, never called.
 _ODD_WORDS = {f"torch {word}" for word in ("float32", "float16", "bfloat16", "float64", "int64", "per_tensor_affine")}
@@ -90,7 +92,7 @@ def read_pickle(data: bytes) -> Any:
         return _Machine().run(data)
     except UnsafePickle:
         raise
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, AssertionError, struct.error) as error:
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise UnsafePickle(f"its pickle is damaged ({type(error).__name__})") from None
 
 
@@ -100,11 +102,15 @@ class _Machine:
     def __init__(self) -> None:
         self.stack: list[Any] = []
         self.marks: list[int] = []
+        self.protocol = 0
         self.memo: dict[int, Any] = {}
 
     def run(self, data: bytes) -> Any:
         for name, argument in _opcodes(data):
             if name == "STOP":
+                # Said last, so that a name that does harm is told first.
+                if self.protocol not in _PROTOCOLS:
+                    raise UnsafePickle(f"its pickle has protocol {self.protocol}; save it again with torch.save's own")
                 return self.stack.pop()
             if name in _PUSH_ARGUMENT:
                 self.stack.append(argument)
@@ -118,8 +124,7 @@ class _Machine:
         raise UnsafePickle("its pickle has no end")
 
     def _op_proto(self, version: int) -> None:
-        if not 2 <= version <= 5:
-            raise UnsafePickle(f"its pickle has protocol {version}")
+        self.protocol = version
 
     def _op_frame(self, _: int) -> None:
         pass
@@ -147,12 +152,12 @@ class _Machine:
 
     def _op_append(self, _: None) -> None:
         value = self.stack.pop()
-        assert isinstance(self.stack[-1], list)
+        _need(isinstance(self.stack[-1], list))
         self.stack[-1].append(value)
 
     def _op_appends(self, _: None) -> None:
         values = self._since_mark()
-        assert isinstance(self.stack[-1], list)
+        _need(isinstance(self.stack[-1], list))
         self.stack[-1].extend(values)
 
     def _op_setitem(self, _: None) -> None:
@@ -166,7 +171,7 @@ class _Machine:
 
     def _set(self, key: Any, value: Any) -> None:
         target = self.stack[-1]
-        assert isinstance(target, dict)
+        _need(isinstance(target, dict))
         self._enter(target, key, value)
 
     def _enter(self, target: dict[Any, Any], key: Any, value: Any) -> None:
@@ -199,12 +204,12 @@ class _Machine:
 
     def _op_stack_global(self, _: None) -> None:
         name, module = self.stack.pop(), self.stack.pop()
-        assert isinstance(name, str) and isinstance(module, str)
+        _need(isinstance(name, str) and isinstance(module, str))
         self._op_global(f"{module} {name}")
 
     def _op_binpersid(self, _: None) -> None:
         kind, storage_type, key, _location, numel = self.stack.pop()
-        assert kind == "storage" and isinstance(key, str) and isinstance(numel, int)
+        _need(kind == "storage" and isinstance(key, str) and isinstance(numel, int))
         self.stack.append(PickledStorage(_STORAGE_DTYPES[storage_type.name], key, numel))
 
     def _op_reduce(self, _: None) -> None:
@@ -230,7 +235,7 @@ class _Machine:
         if name != _TENSOR:
             raise UnsafePickle(f"its pickle calls {name.replace(' ', '.')}")
         storage, offset, shape, stride = arguments[:4]
-        assert isinstance(storage, PickledStorage) and _natural(offset, *shape, *stride) and len(shape) == len(stride)
+        _need(isinstance(storage, PickledStorage) and _natural(offset, *shape, *stride) and len(shape) == len(stride))
         return PickledTensor(storage, offset, tuple(shape), tuple(stride))
 
     def _op_build(self, _: None) -> None:
@@ -238,6 +243,11 @@ class _Machine:
         state = self.stack.pop()
         if not (isinstance(self.stack[-1], dict) and isinstance(state, dict) and set(state) <= {"_metadata"}):
             raise UnsafePickle("its pickle sets attributes on what is no state dict")
+
+
+def _need(condition: bool) -> None:
+    if not condition:
+        raise UnsafePickle("its pickle is damaged")
 
 
 def _opcodes(data: bytes) -> Iterator[tuple[str, Any]]:

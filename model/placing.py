@@ -43,7 +43,10 @@ def share_bytes(params: Params, mp: int, dtype: torch.dtype) -> int:
 def check_room(needed_bytes: int, device: torch.device, local_ranks: int, what: str) -> None:
     """Refuse where `needed_bytes` on each of this host's ranks are more than is free now."""
     if device.type == "cuda":
-        free_bytes, where, together = torch.cuda.mem_get_info(device)[0], f"on {device}", needed_bytes
+        # What torch's allocator keeps for reuse counts as free; ranks may share a GPU.
+        cached_bytes = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free_bytes, where = torch.cuda.mem_get_info(device)[0] + cached_bytes, f"on {device}"
+        together = needed_bytes * -(-local_ranks // torch.cuda.device_count())
     else:
         free_bytes, where, together = available_host_bytes(), "on this host", needed_bytes * local_ranks
     if together > free_bytes:
@@ -63,10 +66,14 @@ def available_host_bytes() -> int:
     except OSError:
         pass
     try:
-        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as limit:
-            allowed = limit.read().strip()
-        with open("/sys/fs/cgroup/memory.current", encoding="ascii") as used:
-            free += [int(allowed) - int(used.read())] if allowed != "max" else []
+        group = Path("/sys/fs/cgroup")
+        allowed = (group / "memory.max").read_text(encoding="ascii").strip()
+        if allowed != "max":
+            used = int((group / "memory.current").read_text(encoding="ascii"))
+            counts = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+            # Pages of files are given back when memory is wanted; our own mapped shards are among them.
+            files = int(counts.get("active_file", 0)) + int(counts.get("inactive_file", 0))
+            free.append(int(allowed) - used + files)
     except (OSError, ValueError):
         pass
     return min(free)

@@ -5,10 +5,12 @@ DST, flushed, and renamed as a whole; a kill or a full disk leaves no DST, and S
 """
 
 import errno
+import fcntl
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import ExitStack
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from model.loading import Progress, ShardReader, open_shard
 from model.manifest import MANIFEST, manifest_text
 from model.shard_file import read_header
 from model.shard_writer import PlannedTensor, write_shard
+from model.tokenizer import find_tokenizer
 from parallel.errors import RefusedError
 
 # Room for headers, pickles and small files beside the tensors.
@@ -103,44 +106,69 @@ def _cut(readers: list[ShardReader], weight: Weight, rank: int, mp: int) -> Tens
 
 
 def _copy_small_files(source: Path, destination: Path) -> None:
-    """Carry along params.json, the tokenizer and whatever else is small and no shard."""
+    """Carry along params.json, the tokenizer (Meta's downloads have it in the parent) and whatever else is small."""
     for path in sorted(source.iterdir()):
         wanted = path.suffix in (".json", ".model", ".md", ".txt") and path.name != MANIFEST
         if wanted and path.is_file() and path.stat().st_size <= _SMALL_FILE_BYTES:
             shutil.copyfile(path, destination / path.name)
+    tokenizer = find_tokenizer(source)
+    if tokenizer is not None and not (destination / tokenizer.name).exists():
+        shutil.copyfile(tokenizer, destination / tokenizer.name)
 
 
 def write_folder(destination: Path, fill: Callable[[Path], None]) -> None:
-    """Make the folder `destination` as a whole or not at all: filled under a hidden name, then renamed."""
+    """Make the folder `destination` as a whole or not at all: filled under a hidden name, then renamed.
+
+    The hidden folder is locked while it is being filled, so that what a killed run left behind can be told
+    from what another run is writing, and is removed by the next.
+    """
     parent = destination.resolve().parent
     prefix = f".{destination.name}.partial-"
     for stale in parent.glob(f"{prefix}*"):
-        if not Path(f"/proc/{stale.name.removeprefix(prefix)}").exists():
-            shutil.rmtree(stale, ignore_errors=True)
-    partial = parent / f"{prefix}{os.getpid()}"
+        with _locked(stale) as ours:
+            if ours:
+                shutil.rmtree(stale, ignore_errors=True)
+    partial: Path | None = None
     try:
-        partial.mkdir()
-        fill(partial)
-        _flush(partial)
-        if destination.exists():
-            raise RefusedError(f"{destination}: was made by somebody else meanwhile; nothing was written")
-        partial.rename(destination)
+        partial = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        partial.chmod(0o755)
+        with _locked(partial):
+            fill(partial)
+            for path in sorted(partial.iterdir()):
+                _flush(path)
+            _flush(partial)
+            if destination.exists():
+                raise RefusedError(f"{destination}: was made by somebody else meanwhile; nothing was written")
+            partial.rename(destination)
         _flush(parent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free_bytes = shutil.disk_usage(parent).free
             raise RefusedError(
-                f"{parent}: the disk is full ({free_bytes} bytes free) while writing "
-                f"{destination.name}; nothing was left "
-                "there: make room and start again"
+                f"{parent}: the disk is full ({free_bytes} bytes free) while writing {destination.name}; "
+                "nothing was left there: make room and start again"
             ) from None
         raise RefusedError(f"{destination}: cannot be written: {error.strerror} ({error.filename})") from None
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
-def _flush(folder: Path) -> None:
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Hold the folder's lock; False where another process holds it. It ends with the process."""
     descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield True
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(descriptor)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,6 +66,10 @@ class Tokenizer:
         self.bos_id = int(self.sp_model.bos_id())
         self.eos_id = int(self.sp_model.eos_id())
         self.pad_id = int(self.sp_model.pad_id())
+
+    def digest(self) -> str:
+        """The SHA-256 of the file."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     def check_vocabulary(self, rows: int) -> None:
         """Refuse a model whose embedding has another number of rows."""

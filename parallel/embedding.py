@@ -18,7 +18,7 @@ from parallel.slices import share
 
 
 class VocabParallelEmbedding(nn.Module):
-    """[...] token ids to [..., dim]; `weight` is [vocabulary / size, dim]."""
+    """[...] token ids to [..., dim]; `weight` is [vocabulary / size, dim]. Forward is collective (all-reduce)."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class VocabParallelEmbedding(nn.Module):
 
 
 class ParallelEmbedding(nn.Module):
-    """[...] token ids to [..., dim]; `weight` is [vocabulary, dim / size]."""
+    """[...] token ids to [..., dim]; `weight` is [vocabulary, dim / size]. Forward is collective (all-gather)."""
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """All ranks of one run, from the first meeting to the last: the only maker of process groups."""
 
 import atexit
+import contextlib
 import itertools
 import json
 import time
@@ -130,10 +131,11 @@ class World:
         """Say that this rank is done with the store; the rank that serves it leaves last."""
         if self.store is None or self.env.agent_store or self.env.rendezvous_file:
             return
-        self.store.set(f"left/{self.env.rank}", "1")
-        if self.env.rank == 0:
+        # The store may have gone already, with the rank that served it.
+        with contextlib.suppress(RuntimeError):
+            self.store.set(f"left/{self.env.rank}", "1")
             deadline = time.monotonic() + _FAREWELL_S
-            for rank in range(1, self.env.world_size):
+            for rank in range(1, self.env.world_size if self.env.rank == 0 else 1):
                 wait_for(self.store, f"left/{rank}", max(0.0, deadline - time.monotonic()))
 
 
@@ -216,7 +218,8 @@ def _adopt(device: str, backend: str, settings: Mapping[str, object] | None, tim
     prefix = f"shardrun/{next(_adoptions)}"
     store = PrefixStore(prefix, dist.distributed_c10d._get_default_store()) if size > 1 else None
     world = World(env, _NOWHERE, store, mesh, timeout_s=timeout_s)
-    backend = dist.get_backend() if backend == "auto" and size > 1 else backend
+    made = dist.get_backend() if size > 1 else ""
+    backend = made if backend == "auto" and made in ("nccl", "gloo") else backend
     world.placement = world.together("choosing a device", lambda: _place(env, device, backend))
     world.agree("at the start", {"torch": torch.__version__, **(settings or {})})
     return world

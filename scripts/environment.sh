@@ -22,7 +22,7 @@ make_environment() {
 find_python() {
     local candidate
     for candidate in python3 python3.11 python3.12 python3.13 python; do
-        if "$candidate" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        if "$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             echo "$candidate"
             return
         fi

@@ -19,7 +19,6 @@ from pathlib import Path
 import fire
 import sentencepiece
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.manifest import MANIFEST, manifest_text
@@ -62,7 +61,7 @@ class Recipe:
     def lr(self, step: int) -> float:
         """Linear warm-up, then linear decay to zero."""
         rise = (step + 1) / self.warmup_steps
-        fall = (self.steps - step) / (self.steps - self.warmup_steps)
+        fall = (self.steps - step) / max(1, self.steps - self.warmup_steps)
         return self.peak_lr * min(1.0, rise, fall)
 
 
@@ -181,7 +180,7 @@ def plot(log: list[dict[str, float]], path: Path) -> None:
 
 
 def train(text: str, out: str, work: str = "train_demo_work", steps: int = 4000) -> None:
-    world = start_world(settings={"text": text, "steps": steps})
+    world = start_world(device="cpu", settings={"text": text, "steps": steps})
     recipe = Recipe(steps=steps)
     work_dir, out_dir, first_rank = Path(work), Path(out), world.env.rank == 0
     tokenizer, params_file = out_dir / "tokenizer.model", out_dir / "params.json"
@@ -252,7 +251,7 @@ def train(text: str, out: str, work: str = "train_demo_work", steps: int = 4000)
         (out_dir / MANIFEST).write_text(manifest_text(headers))
         (work_dir / "log.json").write_text(json.dumps(log))
         plot(log, out_dir / "loss.png")
-    dist.barrier()
+    world.together("finishing", lambda: None)
     world.close()
 
 
