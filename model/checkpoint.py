@@ -109,8 +109,8 @@ def _list_shards(folder: Path) -> tuple[list[Path], list[str]]:
     if missing:
         shown = ", ".join(f"consolidated.{number:02d}.pth" for number in missing[:8])
         raise RefusedError(
-            f"{folder}: {len(missing)} of {last + 1} shards missing: {shown}{', ...' if len(missing) > 8 else ''}; "
-            "get the missing files"
+            f"{folder}: {len(missing)} of {last + 1} shards missing: {shown}{', ...' if len(missing) > 8 else ''} "
+            f"(the last one found is {numbers[last]}); get the missing files"
         )
     others = [name for name in names if name.endswith((".pth", ".pt")) and not _SHARD.fullmatch(name)]
     notes = [f"{folder}: {', '.join(others)} ignored: shards are named consolidated.NN.pth"] if others else []

@@ -63,7 +63,7 @@ FLAGS: dict[str, tuple[Sequence[str], Sequence[Said]]] = {
     "typing_a_lone_dash": (("-",), ("'-' has no meaning", "--name value")),
     "typing_fires_own_flags": (("--", "--interactive"), ("'--' has no meaning", "--name value")),
     "prompts_file_missing": (("--prompts", "@no/such.txt"), ("no/such.txt", "does not exist")),
-    "prompts_file_a_folder": (("--prompts", "@tmp"), ("tmp", "cannot be read", "directory")),
+    "prompts_file_a_folder": (("--prompts", "@tmp"), ("tmp", "is a folder; wanted a file")),
     "nproc_per_node_0": (("--nproc_per_node", "0"), ("--nproc_per_node is '0'", "1 to")),
     "timeout_0": (("--timeout_s", "0"), ("--timeout_s is '0'", "1 to")),
 }
