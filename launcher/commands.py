@@ -16,6 +16,7 @@ from launcher.job import read_job
 from launcher.options import CompleteOptions
 from launcher.preflight import preflight
 from launcher.report import READER_GONE, Stopped, report_rank, stop_on_signals
+from launcher.resharding import reshard_folder
 from launcher.schema import nearest
 from launcher.start import run_ranks
 from launcher.version import version
@@ -177,9 +178,6 @@ def _reshard(words: Sequence[str], flags: dict[str, str], env: Environment) -> i
     options = reshard_options(flags)
     if env.world_size > 1:
         raise RefusedError("reshard runs in one process; start it without torchrun")
-    from launcher.resharding import reshard_folder  # loads torch: only now, when the settings are known to be good
-
-    stop_on_signals()
     source, destination = Path(words[0]), Path(words[1])
     written = reshard_folder(source, destination, options, ProgressLine("resharding", "GB", 1e9))
     say(f"wrote {written}")

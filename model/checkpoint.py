@@ -9,7 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from model.cuts import IGNORED_KEYS, all_weights
@@ -37,6 +37,11 @@ class Checkpoint:
     @property
     def mp(self) -> int:
         return len(self.shards)
+
+    def with_embedding_dim(self, embedding_dim: int) -> "Checkpoint":
+        """The same, its embedding to be cut along `embedding_dim`: only a single file leaves the choice open."""
+        assert self.mp == 1
+        return replace(self, embedding_dim=embedding_dim)
 
     def fingerprint(self) -> dict[str, object]:
         """What must be the same on every rank: sizes, and the checksum of every tensor of every shard."""
@@ -86,9 +91,13 @@ def _list_shards(folder: Path) -> tuple[list[Path], list[str]]:
     try:
         names = sorted(entry.name for entry in folder.iterdir())
     except FileNotFoundError:
-        raise RefusedError(f"{folder}: does not exist; --ckpt_dir wants the folder that holds params.json") from None
+        raise RefusedError(
+            f"{folder}: does not exist; --ckpt_dir (or SRC) wants the folder that holds params.json"
+        ) from None
     except NotADirectoryError:
-        raise RefusedError(f"{folder}: is a file; --ckpt_dir wants the folder that holds it and params.json") from None
+        raise RefusedError(
+            f"{folder}: is a file; --ckpt_dir (or SRC) wants the folder that holds it and params.json"
+        ) from None
     except OSError as error:
         raise RefusedError(f"{folder}: cannot be read: {error.strerror}") from None
     numbers: dict[int, str] = {}

@@ -11,7 +11,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -173,9 +172,3 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def one_embedding_dim(source: Checkpoint, embedding_dim: int) -> Checkpoint:
-    """`source`, its embedding to be cut along `embedding_dim`: only a single file leaves the choice open."""
-    assert source.mp == 1
-    return replace(source, embedding_dim=embedding_dim)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from model.checkpoint import open_checkpoint
-from model.reshard import one_embedding_dim, reshard
+from model.reshard import reshard
 from parallel.errors import RefusedError
 from tests.reference import merged_weights
 from tests.unit.model.conftest import TINY, MakeFolder
@@ -18,7 +18,7 @@ from tests.unit.model.conftest import TINY, MakeFolder
 def cut(source: Path, destination: Path, mp: int, embedding_dim: int | None = None) -> Path:
     checkpoint = open_checkpoint(source)
     if embedding_dim is not None:
-        checkpoint = one_embedding_dim(checkpoint, embedding_dim)
+        checkpoint = checkpoint.with_embedding_dim(embedding_dim)
     reshard(checkpoint, destination, mp)
     return destination
 
