@@ -138,7 +138,6 @@ class Generation:
 
     def _new_cache(self) -> KVCache:
         weight, max_tokens = self.model.output.weight, self.cache_tokens
-        self.model.prepare(max_tokens + 1)
         # One place more: a row that has ended and is full still writes somewhere.
         return KVCache(
             self.model.params, self.model.mesh, len(self.prompts), max_tokens + 1, weight.dtype, weight.device

@@ -49,12 +49,15 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(TransformerBlock(params, layer, mesh) for layer in range(params.n_layers))
         self.norm = RMSNorm(params.dim, params.norm_eps)
         self.output = ColumnParallelLinear(params.dim, params.vocab_size, bias=False, gather_output=False, mesh=mesh)
-        self.turns_Sh: Tensor | None = None
+        self._turns_Sh: Tensor | None = None
 
-    def prepare(self, max_tokens: int) -> None:
-        """Make the rotary table for positions below `max_tokens`, on the weights' device, if it is not there."""
-        if self.turns_Sh is None or len(self.turns_Sh) < max_tokens:
-            self.turns_Sh = rotations(self.params, max_tokens, self.output.weight.device)
+    def turns(self, max_tokens: int) -> Tensor:
+        """The rotary table for positions below `max_tokens` or more, on the weights' device; made when first needed."""
+        if self._turns_Sh is None or len(self._turns_Sh) < max_tokens:
+            # An inference tensor could not serve a backward pass later.
+            with torch.inference_mode(False):
+                self._turns_Sh = rotations(self.params, max_tokens, self.output.weight.device)
+        return self._turns_Sh
 
     def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
         """Token ids to normalised hidden states [B, T, D].
@@ -62,12 +65,12 @@ class Transformer(nn.Module):
         Without a cache the rows are whole sequences from position 0 (training). With one, the tokens
         stand behind those that it holds; the caller then calls `cache.advance`.
         """
-        assert self.turns_Sh is not None, "call prepare() first"
         if cache is None:
-            turns_BTh = self.turns_Sh[: tokens_BT.shape[1]].unsqueeze(0)
+            new_tokens = tokens_BT.shape[1]
+            turns_BTh = self.turns(new_tokens)[:new_tokens].unsqueeze(0)
         else:
             cache.plan(tokens_BT.shape[1])
-            turns_BTh = self.turns_Sh[cache.positions_BT]
+            turns_BTh = self.turns(cache.max_tokens)[cache.positions_BT]
         x_BTD = self.tok_embeddings(tokens_BT)
         for block in self.layers:
             x_BTD = block(x_BTD, turns_BTh, cache)

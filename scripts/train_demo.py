@@ -198,7 +198,6 @@ def train(text: str, out: str, work: str = "train_demo_work", steps: int = 4000)
     held_ids = encode(stories[:HELD_OUT_STORIES], tokenizer)
     ids = encode(stories[HELD_OUT_STORIES:], tokenizer)
     model = new_model(read_params(params_file), world, recipe.seed)
-    model.prepare(recipe.row_tokens)
     decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     plain = [parameter for parameter in model.parameters() if parameter.ndim == 1]
     optimizer = torch.optim.AdamW(

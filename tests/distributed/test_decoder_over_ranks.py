@@ -42,7 +42,6 @@ def one_pass(mesh: Mesh, embedding_dim: EmbeddingDim) -> Pass:
     """The same seed draws the same uncut weights and tokens on any mesh."""
     torch.manual_seed(3)
     model = Transformer(PARAMS, mesh, embedding_dim)
-    model.prepare(12)
     tokens = torch.randint(0, PARAMS.vocab_size, (3, 12), generator=torch.Generator().manual_seed(4))
     hidden = model(tokens[:, :-1])
     loss = vocab_parallel_cross_entropy(model.local_logits(hidden), tokens[:, 1:], mesh=mesh).mean()
@@ -83,7 +82,6 @@ def decoded(world: World) -> Tensor:
     """Logits of a batch of uneven rows, prefilled, then decoded token by token."""
     torch.manual_seed(3)
     model = Transformer(PARAMS, world.mesh, 1)
-    model.prepare(12)
     tokens = torch.randint(0, PARAMS.vocab_size, (2, 12), generator=torch.Generator().manual_seed(4))
     cache = KVCache(PARAMS, world.mesh, 2, 12, torch.float32, torch.device("cpu"))
     model(tokens[:, :6], cache)
@@ -100,10 +98,23 @@ def decoded(world: World) -> Tensor:
 def test_decoding_with_a_cache_gives_the_logits_of_a_pass_without_one(ranks: Pool) -> None:
     torch.manual_seed(3)
     model = Transformer(PARAMS, Mesh(), 1)
-    model.prepare(12)
     tokens = torch.randint(0, PARAMS.vocab_size, (2, 12), generator=torch.Generator().manual_seed(4))
     whole = model.logits(model(tokens))
     wanted = torch.stack((whole[0, 4:9], whole[1, 6:11]))
     for found in ranks.run(decoded):
         # Another order of summation, as above.
         assert distance(found, wanted) < 1e-5
+
+
+def generates_then_trains(world: World) -> bool:
+    torch.manual_seed(3)
+    model = Transformer(PARAMS, world.mesh, 1)
+    tokens = torch.randint(0, PARAMS.vocab_size, (2, 6), generator=torch.Generator().manual_seed(4))
+    with torch.inference_mode():
+        model(tokens)
+    model.logits(model(tokens)).sum().backward()  # type: ignore[no-untyped-call]
+    return all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_a_model_that_has_generated_can_be_trained(ranks: Pool) -> None:
+    assert all(ranks.run(generates_then_trains))

@@ -25,7 +25,6 @@ def transformer(folder: Path, dtype: torch.dtype = torch.float64, max_tokens: in
     model = Transformer(params, Mesh(), 1)
     model.load_state_dict(merged_weights(folder, dtype), assign=True)
     model.requires_grad_(False)
-    model.prepare(max_tokens)
     return model
 
 
