@@ -7,6 +7,7 @@ Stories stand one a paragraph, an empty line between them. A run that was stoppe
 """
 
 import gzip
+import io
 import json
 import math
 import os
@@ -72,10 +73,10 @@ def read_stories(path: Path) -> list[str]:
 
 def train_tokenizer(stories: list[str], path: Path) -> None:
     """A SentencePiece BPE like Llama's: unk 0, bos 1, eos 2, bytes for what it does not know."""
-    partial = path.with_suffix(".partial")
+    model = io.BytesIO()  # not a file: SentencePiece would write its path into the model
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=(line for story in stories for line in story.split("\n")),
-        model_prefix=str(partial),
+        model_writer=model,
         vocab_size=PARAMS["vocab_size"],
         model_type="bpe",
         normalization_rule_name="identity",
@@ -86,8 +87,9 @@ def train_tokenizer(stories: list[str], path: Path) -> None:
         pad_id=-1,
         minloglevel=2,
     )
-    Path(f"{partial}.vocab").unlink()
-    os.replace(f"{partial}.model", path)
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(model.getvalue())
+    os.replace(partial, path)
 
 
 def encode(stories: list[str], tokenizer: Path) -> Tensor:
