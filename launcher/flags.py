@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.options import COMPLETE_SECTIONS, CompleteOptions, ReshardOptions
-from launcher.schema import Setting, Wanted, build, nearest, settings_of
+from launcher.schema import Setting, Wanted, nearest, settings_of
 from parallel.errors import RefusedError
 
 # What fire gives a flag that stands without a value.
@@ -21,14 +21,14 @@ def complete_options(flags: Mapping[str, str]) -> CompleteOptions:
     known = {name: setting for settings in sections.values() for name, setting in settings.items()}
     values = convert_flags("complete", known, flags)
     built: dict[str, Any] = {
-        name: build(COMPLETE_SECTIONS[name], {key: values[key] for key in settings if key in values})
+        name: COMPLETE_SECTIONS[name](**{key: values[key] for key in settings if key in values})
         for name, settings in sections.items()
     }
     return CompleteOptions(**built)
 
 
 def reshard_options(flags: Mapping[str, str]) -> ReshardOptions:
-    return build(ReshardOptions, convert_flags("reshard", settings_of(ReshardOptions), flags))
+    return ReshardOptions(**convert_flags("reshard", settings_of(ReshardOptions), flags))
 
 
 def convert_flags(command: str, known: Mapping[str, Setting], flags: Mapping[str, str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.options import COMPLETE_SECTIONS, CompleteOptions
-from launcher.schema import Setting, Wanted, build, nearest, settings_of
+from launcher.schema import Setting, Wanted, nearest, settings_of
 from launcher.yaml_file import Located, Place, parse_scalar, read_yaml
 from parallel.errors import RefusedError
 
@@ -139,7 +139,7 @@ def _section(name: str, located: Located | None, top: Place, errors: list[str]) 
             errors.append(
                 f"{(located or Located(None, top)).place}: {name}.{key} is missing; wanted: {setting.limits.help}"
             )
-    return build(COMPLETE_SECTIONS[name], values) if len(errors) == before else None
+    return COMPLETE_SECTIONS[name](**values) if len(errors) == before else None
 
 
 def _convert(key: str, setting: Setting, item: Located, values: dict[str, Any], errors: list[str]) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from launcher.options import CompleteOptions
 from launcher.requests import read_prompts
 from model.checkpoint import Checkpoint, open_checkpoint
-from model.cuts import all_weights
 from model.tokenizer import Tokenizer, find_tokenizer
 from parallel.errors import RefusedError
 
@@ -28,8 +27,6 @@ def preflight(options: CompleteOptions, ranks: int) -> Ready:
     _check_ranks(options, ranks)
     checkpoint = open_checkpoint(model.ckpt_dir, model.allow_legacy)
     checkpoint.check_mp(ranks)
-    for weight in all_weights(checkpoint.params, checkpoint.embedding_dim):
-        weight.shape_at(ranks)
     tokenizer = _tokenizer(options, checkpoint)
     prompts = read_prompts(generation.prompts)
     tokens = [_encode(tokenizer, prompt, index, model.max_seq_len) for index, prompt in enumerate(prompts)]

@@ -13,11 +13,16 @@ def read_prompts(given: Sequence[str]) -> list[str]:
 
     RefusedError names the file and the line.
     """
-    if len(given) == 1 and given[0].startswith("@"):
-        return _read_file(Path(given[0][1:]))
+    if (path := prompts_file(given)) is not None:
+        return _read_file(path)
     if not given:
         raise RefusedError("--prompts is an empty list; give one prompt or more")
     return list(given)
+
+
+def prompts_file(given: Sequence[str]) -> Path | None:
+    """The file of `--prompts @FILE`; None where the texts themselves were given."""
+    return Path(given[0][1:]) if len(given) == 1 and given[0].startswith("@") else None
 
 
 def _read_file(path: Path) -> list[str]:

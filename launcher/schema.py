@@ -10,13 +10,11 @@ import json
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from parallel.errors import one_of
-
-T = TypeVar("T")
 
 
 class Wanted(Exception):
@@ -116,11 +114,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = list(known)
     near = difflib.get_close_matches(name, known, 1, 0.6)
     return f"; did you mean '{near[0]}'?" if near else f"; there are {', '.join(known)}"
-
-
-def build(section: type[T], values: Mapping[str, Any]) -> T:
-    """A section from converted values; fields that are not given take their defaults."""
-    return section(**values)
 
 
 def _family(kind: Any) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from launcher.console import ProgressLine, print_result
 from launcher.options import CompleteOptions
 from launcher.preflight import Ready, preflight
+from launcher.requests import prompts_file
 from launcher.version import version
 from model.generate import Event, FinishReason
 from model.llama import Llama
@@ -57,12 +58,15 @@ class Answer:
 
 def meet(options: CompleteOptions) -> World:
     """Meet the other ranks and compare every setting with them. Collective."""
+    # Files may stand elsewhere on another host; what is in them is compared when they are read.
+    elsewhere = {"ckpt_dir", "tokenizer_path"}
+    if prompts_file(options.generation.prompts) is not None:
+        elsewhere.add("prompts")
     settings = {
         f"{section}.{name}": value
         for section in ("model", "generation")
         for name, value in _fields(getattr(options, section)).items()
-        # Files may stand elsewhere on another host; what is in them is compared when they are read.
-        if name not in ("ckpt_dir", "tokenizer_path") and not (name == "prompts" and str(value).startswith("['@"))
+        if name not in elsewhere
     }
     settings["shardrun"] = version()
     parallel = options.parallel

@@ -1,6 +1,7 @@
 """The KV cache of one request: what attention remembers of the tokens before."""
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -8,6 +9,16 @@ from torch import Tensor
 from model.params import Params
 from parallel.mesh import Mesh
 from parallel.slices import even_share
+
+
+def cache_shape(params: Params, mesh: Mesh, batch: int, max_tokens: int) -> tuple[int, int, int, int]:
+    """One layer's keys, or values, on this rank: [batch, k, max_tokens, head_dim]."""
+    return batch, even_share(params.n_kv_heads, mesh.size, "KV heads"), max_tokens, params.head_dim
+
+
+def cache_bytes(params: Params, mesh: Mesh, batch: int, max_tokens: int, dtype: torch.dtype) -> int:
+    """What a KVCache of this size takes on this rank."""
+    return 2 * params.n_layers * prod(cache_shape(params, mesh, batch, max_tokens)) * dtype.itemsize
 
 
 class KVCache:
@@ -20,8 +31,7 @@ class KVCache:
     def __init__(
         self, params: Params, mesh: Mesh, batch: int, max_tokens: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        local_kv_heads = even_share(params.n_kv_heads, mesh.size, "KV heads")
-        shape = (batch, local_kv_heads, max_tokens, params.head_dim)
+        shape = cache_shape(params, mesh, batch, max_tokens)
         # Zeros, not garbage: a masked position is multiplied by 0, and 0 * NaN is NaN.
         self.keys_LBkSH = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(params.n_layers)]
         self.values_LBkSH = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(params.n_layers)]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from model.cuts import IGNORED_KEYS, all_weights
+from model.cuts import IGNORED_KEYS, Weight, all_weights
 from model.legacy import read_legacy_header
 from model.manifest import MANIFEST, check_manifest, checksums
 from model.params import Params, read_params
@@ -77,10 +77,11 @@ def open_checkpoint(folder: str | Path, allow_legacy: bool = False) -> Checkpoin
     params = _with_vocabulary(folder, params, headers)
     embedding_dim = _embedding_dim(params, headers)
     _check_layers(folder, params, headers[0])
-    _check_split(folder, params, embedding_dim, len(headers))
+    weights = all_weights(params, embedding_dim)
+    _check_split(folder, weights, len(headers))
     for header in headers:
-        _check_weights(header, params, embedding_dim, headers)
-    _check_replicated(params, embedding_dim, headers)
+        _check_weights(header, params, weights, headers)
+    _check_replicated(weights, headers)
     if not check_manifest(folder, headers) and len(headers) > 1:
         notes.append(f"{folder}: has no {MANIFEST}, so swapped shards could not be told (Meta's files carry no rank)")
     return Checkpoint(folder, params, tuple(headers), embedding_dim, _dtype(headers, notes), tuple(notes))
@@ -114,7 +115,7 @@ def _list_shards(folder: Path) -> tuple[list[Path], list[str]]:
     last = max(numbers)
     if last > _MAX_SHARDS:
         raise RefusedError(f"{folder}: {numbers[last]} has a number that no shard has; move it away")
-    missing = [number for number in range(max(numbers) + 1) if number not in numbers]
+    missing = [number for number in range(last) if number not in numbers]
     if missing:
         shown = ", ".join(f"consolidated.{number:02d}.pth" for number in missing[:8])
         raise RefusedError(
@@ -200,8 +201,9 @@ def _check_layers(folder: Path, params: Params, header: ShardHeader) -> None:
         )
 
 
-def _check_split(folder: Path, params: Params, embedding_dim: int, mp: int) -> None:
-    for weight in all_weights(params, embedding_dim):
+def _check_split(folder: Path, weights: Sequence[Weight], mp: int) -> None:
+    """Every weight splits evenly over the shards that are there."""
+    for weight in weights:
         try:
             weight.shape_at(mp)
         except RefusedError as error:
@@ -211,24 +213,27 @@ def _check_split(folder: Path, params: Params, embedding_dim: int, mp: int) -> N
             ) from None
 
 
-def _check_weights(header: ShardHeader, params: Params, embedding_dim: int, headers: Sequence[ShardHeader]) -> None:
+def _check_weights(
+    header: ShardHeader, params: Params, weights: Sequence[Weight], headers: Sequence[ShardHeader]
+) -> None:
     """Every key is there, none besides, and each has its shape."""
     mp = len(headers)
-    weights = {weight.name: weight for weight in all_weights(params, embedding_dim)}
-    missing = [name for name in weights if name not in header.tensors]
+    names = {weight.name for weight in weights}
+    missing = [weight.name for weight in weights if weight.name not in header.tensors]
     if missing:
         also = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         rank = headers.index(header)
         raise RefusedError(f"{header.path}: {missing[0]}{also} missing (shard of rank {rank}); get the file again")
-    unknown = [name for name in header.tensors if name not in weights and name not in IGNORED_KEYS]
+    unknown = [name for name in header.tensors if name not in names and name not in IGNORED_KEYS]
     if unknown:
         also = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise RefusedError(
             f"{header.path}: holds {unknown[0]}{also}, which a Llama with this params.json does not have; "
             "the shard is of another model, or not a Llama"
         )
-    for name, weight in weights.items():
-        dtype, first = header.tensors[name].dtype, headers[0]
+    for weight in weights:
+        name, first = weight.name, headers[0]
+        dtype = header.tensors[name].dtype
         if dtype != first.tensors[name].dtype:
             raise RefusedError(
                 f"{header.path}: {name} is {dtype}, but {first.tensors[name].dtype} in {first.path.name}; "
@@ -252,9 +257,9 @@ def _sizes_behind(name: str, params: Params) -> str:
     return f"dim={params.dim}, n_heads={params.n_heads}, vocabulary {params.vocab_size}"
 
 
-def _check_replicated(params: Params, embedding_dim: int, headers: Sequence[ShardHeader]) -> None:
+def _check_replicated(weights: Sequence[Weight], headers: Sequence[ShardHeader]) -> None:
     """Norm weights are whole in every shard and must be equal: their checksums are in the headers."""
-    whole = [weight.name for weight in all_weights(params, embedding_dim) if weight.cut is None]
+    whole = [weight.name for weight in weights if weight.cut is None]
     first = headers[0]
     for header in headers[1:]:
         for name in whole:

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from model.cache import KVCache
+from model.cache import KVCache, cache_bytes
 from model.sampling import choose, uniform
 from model.transformer import Transformer
 from parallel import RankFailedError, RefusedError
@@ -92,15 +92,15 @@ class Generation:
 
     @property
     def cache_tokens(self) -> int:
-        """Tokens of the longest row, its prompt and its room."""
-        return max(len(prompt) + max(room, 0) for prompt, room in zip(self.prompts, self.room, strict=True))
+        """Places of the longest row, its prompt and its room, and one more: a row that has ended and is full
+        still writes somewhere."""
+        return 1 + max(len(prompt) + max(room, 0) for prompt, room in zip(self.prompts, self.room, strict=True))
 
     @property
     def cache_bytes(self) -> int:
         """Bytes of this rank's KV cache for the batch."""
-        params, weight = self.model.params, self.model.output.weight
-        numbers = 2 * params.n_layers * params.n_kv_heads // self.model.mesh.size * params.head_dim
-        return numbers * len(self.prompts) * (self.cache_tokens + 1) * weight.element_size()
+        model = self.model
+        return cache_bytes(model.params, model.mesh, len(self.prompts), self.cache_tokens, model.output.weight.dtype)
 
     @torch.inference_mode()
     def events(self) -> Iterator[Event]:
@@ -137,11 +137,8 @@ class Generation:
         return Event(row, token, logprob, "length" if step >= self.room[row] else None)
 
     def _new_cache(self) -> KVCache:
-        weight, max_tokens = self.model.output.weight, self.cache_tokens
-        # One place more: a row that has ended and is full still writes somewhere.
-        return KVCache(
-            self.model.params, self.model.mesh, len(self.prompts), max_tokens + 1, weight.dtype, weight.device
-        )
+        model, weight = self.model, self.model.output.weight
+        return KVCache(model.params, model.mesh, len(self.prompts), self.cache_tokens, weight.dtype, weight.device)
 
     def _prefill(self, cache: KVCache, longest: int) -> Tensor:
         """Run all prompts at once, padded on the right; the logits behind each prompt's last token [B, V].

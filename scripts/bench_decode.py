@@ -70,10 +70,11 @@ def run_shardrun(ckpt_dir: str, new_tokens: int) -> dict[str, Any]:
 
 def _held_bytes(llama: Any) -> int:
     """This rank's weights and KV cache."""
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in llama.model.parameters())
-    params, size = llama.model.params, llama.world.mesh.size
-    cache = 2 * 4 * params.n_layers * params.n_kv_heads // size * params.head_dim * (llama.max_seq_len + 1)
-    return int(weights + cache)
+    from model.cache import cache_bytes
+
+    model = llama.model
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    return int(weights + cache_bytes(model.params, model.mesh, 1, llama.max_seq_len + 1, model.output.weight.dtype))
 
 
 def run_transformers(ckpt_dir: str, new_tokens: int) -> dict[str, Any]:
