@@ -5,8 +5,9 @@ from pathlib import Path
 
 from launcher.options import CompleteOptions
 from launcher.requests import read_prompts
-from model.checkpoint import Checkpoint, open_checkpoint
-from model.tokenizer import Tokenizer, find_tokenizer
+from model.checkpoint.meta_folder import Checkpoint, open_checkpoint
+from model.tokenizers.base import Tokenizer
+from model.tokenizers.opening import find_tokenizer, open_tokenizer
 from parallel.errors import RefusedError
 
 
@@ -53,7 +54,7 @@ def _tokenizer(options: CompleteOptions, checkpoint: Checkpoint) -> Tokenizer:
         raise RefusedError(
             f"{checkpoint.folder}: holds no tokenizer.model, nor does its parent; give one with --tokenizer_path"
         )
-    tokenizer = Tokenizer(path)
+    tokenizer = open_tokenizer(path)
     tokenizer.check_vocabulary(checkpoint.params.vocab_size)
     return tokenizer
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from model.shard_file import open_regular
+from model.checkpoint.files import open_regular
 from parallel.errors import RefusedError
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from launcher.options import ReshardOptions
 from launcher.report import stop_on_signals
-from model.checkpoint import Checkpoint, open_checkpoint
-from model.tokenizer import find_tokenizer, is_tiktoken
+from model.checkpoint.meta_folder import Checkpoint, open_checkpoint
+from model.tokenizers.opening import find_tokenizer, is_tiktoken
 from parallel.errors import RefusedError
 
 
@@ -15,7 +15,7 @@ def reshard_folder(
 ) -> str:
     """Cut `source` anew into `destination`; a sentence on what was written."""
     checkpoint = _with_embedding_dim(open_checkpoint(source, options.allow_legacy), options.embedding_dim)
-    from model.reshard import reshard  # loads torch: only now, when the source is known to be good
+    from model.checkpoint.reshard import reshard  # loads torch: only now, when the source is known to be good
 
     stop_on_signals()
     reshard(checkpoint, destination, options.mp, progress)

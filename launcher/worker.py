@@ -13,7 +13,7 @@ from launcher.requests import prompts_file
 from launcher.version import version
 from model.generate import Event, FinishReason
 from model.llama import Llama
-from model.tokenizer import TextStream
+from model.tokenizers.base import TextStream
 from parallel import World, start_world
 
 log = logging.getLogger("shardrun")

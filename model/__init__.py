@@ -10,11 +10,19 @@ if TYPE_CHECKING:
     from model.chat import Dialog, Message
     from model.llama import Llama
     from model.sampling import sample_top_p
-    from model.tokenizer import Tokenizer
+    from model.tokenizers.base import Tokenizer
+    from model.tokenizers.opening import open_tokenizer
 
-_HOMES = {"Dialog": "chat", "Llama": "llama", "Message": "chat", "Tokenizer": "tokenizer", "sample_top_p": "sampling"}
+_HOMES = {
+    "Dialog": "chat",
+    "Llama": "llama",
+    "Message": "chat",
+    "Tokenizer": "tokenizers.base",
+    "open_tokenizer": "tokenizers.opening",
+    "sample_top_p": "sampling",
+}
 
-__all__ = ["Dialog", "Llama", "Message", "Tokenizer", "sample_top_p"]
+__all__ = ["Dialog", "Llama", "Message", "Tokenizer", "open_tokenizer", "sample_top_p"]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal, TypedDict
 
-from model.tokenizer import Tokenizer
+from model.tokenizers.base import Tokenizer
 from parallel.errors import RefusedError
 
 B_INST, E_INST = "[INST]", "[/INST]"

@@ -16,12 +16,13 @@ from typing import NotRequired, TypedDict
 import torch
 
 from model.chat import UNSAFE_ERROR, Dialog, Message, check_dialog, encode_dialog, is_unsafe
-from model.checkpoint import Checkpoint, open_checkpoint
+from model.checkpoint.loading import Progress, load_weights
+from model.checkpoint.meta_folder import Checkpoint, open_checkpoint
 from model.cuts import all_weights
 from model.generate import Event, Generation, Settings, check_prompts
-from model.loading import Progress, load_weights
 from model.placing import check_room, choose_dtype, share_bytes
-from model.tokenizer import Tokenizer, find_tokenizer
+from model.tokenizers.base import Tokenizer
+from model.tokenizers.opening import find_tokenizer, open_tokenizer
 from model.transformer import Transformer
 from parallel import RefusedError, World, start_world
 from parallel.seed import seed_everything
@@ -102,7 +103,7 @@ class Llama:
             checkpoint = open_checkpoint(ckpt_dir, allow_legacy)
             checkpoint.check_mp(world.mesh.size)
             path = Path(tokenizer_path) if tokenizer_path is not None else find_tokenizer(Path(ckpt_dir))
-            tokenizer = Tokenizer(path) if path is not None else None
+            tokenizer = open_tokenizer(path) if path is not None else None
             if tokenizer is not None:
                 tokenizer.check_vocabulary(checkpoint.params.vocab_size)
             chosen, why = choose_dtype(dtype, checkpoint.dtype, world.device)

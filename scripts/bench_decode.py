@@ -82,7 +82,7 @@ def run_transformers(ckpt_dir: str, new_tokens: int) -> dict[str, Any]:
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-    from model.checkpoint import open_checkpoint
+    from model.checkpoint.meta_folder import open_checkpoint
 
     torch.set_num_threads(_CORES)
     params = open_checkpoint(ckpt_dir).params

@@ -22,10 +22,11 @@ import sentencepiece
 import torch
 from torch import Tensor, nn
 
-from model.manifest import MANIFEST, manifest_text
-from model.params import Params, read_params
-from model.shard_file import read_header
-from model.shard_writer import planned, write_shard
+from model.checkpoint.manifest import MANIFEST, manifest_text
+from model.checkpoint.params_json import read_params
+from model.checkpoint.shard_writer import planned, write_shard
+from model.checkpoint.torch_file import read_header
+from model.params import Params
 from model.transformer import Transformer
 from parallel import World, start_world, vocab_parallel_cross_entropy
 from parallel.collectives import all_reduce

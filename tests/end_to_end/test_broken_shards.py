@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.checkpoint import open_checkpoint
-from model.loading import open_shard
+from model.checkpoint.loading import open_shard
+from model.checkpoint.meta_folder import open_checkpoint
 from parallel import RefusedError
 from tests.checkpoints import (
     SHARD,

@@ -13,7 +13,7 @@ DOORS = {
     "fairscale": {"parallel/registry.py"},
     "fire": {"launcher/commands.py"},
     "yaml": {"launcher/yaml_file.py"},
-    "sentencepiece": {"model/tokenizer.py"},
+    "sentencepiece": {"model/tokenizers/sentencepiece_file.py"},
 }
 RANK_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 

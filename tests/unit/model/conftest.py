@@ -9,9 +9,11 @@ import sentencepiece
 import torch
 from torch import Tensor
 
+from model.checkpoint.params_json import read_params
 from model.cuts import all_weights
-from model.params import Params, read_params
-from model.tokenizer import Tokenizer
+from model.params import Params
+from model.tokenizers.base import Tokenizer
+from model.tokenizers.opening import open_tokenizer
 
 TINY = {"dim": 32, "n_layers": 2, "n_heads": 4, "vocab_size": 24, "multiple_of": 8, "norm_eps": 1e-5}
 
@@ -73,4 +75,4 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
         split_digits=True,
         minloglevel=2,
     )
-    return Tokenizer(folder / "tokenizer.model")
+    return open_tokenizer(folder / "tokenizer.model")

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from model.cache import KVCache
-from model.params import Params, read_params
+from model.checkpoint.params_json import read_params
+from model.params import Params
 from model.transformer import Transformer
 from parallel import Mesh
 from tests.reference import Reference, merged_weights

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from model.chat import Message, check_dialog, encode_dialog, is_unsafe
-from model.tokenizer import Tokenizer
+from model.tokenizers.base import Tokenizer
 from parallel.errors import RefusedError
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from model.params import LLAMA_3_VOCABULARY, Params, ffn_width, read_params
+from model.checkpoint.params_json import read_params
+from model.params import LLAMA_3_VOCABULARY, Params, ffn_width
 from parallel.errors import RefusedError
 
 SMALL = {"dim": 64, "n_layers": 2, "n_heads": 8}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.params import read_params
+from model.checkpoint.params_json import read_params
 from model.placing import available_host_bytes, check_room, choose_dtype, cpu_has_bfloat16, share_bytes
 from parallel import RefusedError
 from tests.unit.model.test_params import MODELS, file_of

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from model.pickle_reader import OddTensor, PickledStorage, PickledTensor, UnsafePickle, read_pickle
+from model.checkpoint.pickle_reader import OddTensor, PickledStorage, PickledTensor, UnsafePickle, read_pickle
 
 quick = settings(max_examples=400, deadline=None, database=None)
 PROTO = b"\x80\x02"
@@ -215,7 +215,7 @@ def test_a_pickle_made_to_exhaust_the_reader_ends_at_once(data: bytes) -> None:
     """In a process of its own: such pickles can end an interpreter, not only raise."""
     script = (
         "import sys\n"
-        "from model.pickle_reader import UnsafePickle, read_pickle\n"
+        "from model.checkpoint.pickle_reader import UnsafePickle, read_pickle\n"
         "try:\n    read_pickle(sys.stdin.buffer.read())\n"
         "except UnsafePickle:\n    pass\n"
     )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from model.shard_file import ShardHeader, open_regular
+from model.checkpoint.files import ShardHeader, open_regular
 from parallel.errors import RefusedError
 
 MANIFEST = "shards.json"

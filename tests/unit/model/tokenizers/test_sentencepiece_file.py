@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model.tokenizer import TextStream, Tokenizer, find_tokenizer, is_tiktoken
+from model.tokenizers.base import TextStream, Tokenizer
+from model.tokenizers.opening import find_tokenizer, is_tiktoken, open_tokenizer
 from parallel.errors import RefusedError
 
 # The fixture is made once a session and never changed.
@@ -158,7 +159,7 @@ def test_llama_3s_file_is_told_apart_by_its_lines(tmp_path: Path, tokenizer: Tok
     assert is_tiktoken(path)
     assert not is_tiktoken(tokenizer.path)
     with pytest.raises(RefusedError, match=r"is a tiktoken file \(Llama 3\)"):
-        Tokenizer(path)
+        open_tokenizer(path)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,7 @@ def test_a_file_that_is_no_tokenizer_is_refused_in_a_sentence(tmp_path: Path, co
     path = tmp_path / "tokenizer.model"
     path.write_bytes(content)
     with pytest.raises(RefusedError, match=re.escape(f"{path}: ") + ".*" + re.escape(text)):
-        Tokenizer(path)
+        open_tokenizer(path)
 
 
 def test_half_a_tokenizer_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -184,9 +185,9 @@ def test_half_a_tokenizer_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> No
     for size in (10, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
         with pytest.raises(RefusedError, match=r"tokenizer\.model: is not a SentencePiece model \("):
-            Tokenizer(path)
+            open_tokenizer(path)
 
 
 def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match=r"tokenizer\.model: does not exist"):
-        Tokenizer(tmp_path / "tokenizer.model")
+        open_tokenizer(tmp_path / "tokenizer.model")

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.shard_file import read_header
-from model.shard_writer import PlannedTensor, planned, write_shard
+from model.checkpoint.shard_writer import PlannedTensor, planned, write_shard
+from model.checkpoint.torch_file import read_header
 
 
 def tensors() -> dict[str, Tensor]:

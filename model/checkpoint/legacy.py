@@ -5,7 +5,7 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model.shard_file import DTYPE_BYTES, FileStamp, ShardHeader, TensorEntry, open_regular
+from model.checkpoint.files import DTYPE_BYTES, FileStamp, ShardHeader, TensorEntry, open_regular
 from parallel.errors import RefusedError
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from model.legacy import load_legacy
-from model.shard_file import AGAIN, FileStamp, ShardHeader, TensorEntry, open_regular
+from model.checkpoint.files import AGAIN, FileStamp, ShardHeader, TensorEntry, open_regular
+from model.checkpoint.legacy import load_legacy
 from parallel.errors import RefusedError
 
 # Called with bytes read so far and bytes in all.

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.checkpoint import open_checkpoint
-from model.reshard import reshard
+from model.checkpoint.meta_folder import open_checkpoint
+from model.checkpoint.reshard import reshard
 from parallel.errors import RefusedError
 from tests.reference import merged_weights
 from tests.unit.model.conftest import TINY, MakeFolder

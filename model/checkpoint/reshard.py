@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.checkpoint import Checkpoint
+from model.checkpoint.loading import Progress, ShardReader, open_shard
+from model.checkpoint.manifest import MANIFEST, manifest_text
+from model.checkpoint.meta_folder import Checkpoint
+from model.checkpoint.shard_writer import PlannedTensor, write_shard
+from model.checkpoint.torch_file import read_header
 from model.cuts import Weight, all_weights
-from model.loading import Progress, ShardReader, open_shard
-from model.manifest import MANIFEST, manifest_text
-from model.shard_file import read_header
-from model.shard_writer import PlannedTensor, write_shard
-from model.tokenizer import find_tokenizer
+from model.tokenizers.opening import find_tokenizer
 from parallel.errors import RefusedError
 
 # Room for headers, pickles and small files beside the tensors.

@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from model.checkpoint.files import DTYPE_BYTES, ShardHeader, describe_start, open_regular
+from model.checkpoint.legacy import read_legacy_header
+from model.checkpoint.manifest import MANIFEST, check_manifest, checksums
+from model.checkpoint.params_json import read_params
+from model.checkpoint.torch_file import is_legacy, read_header
 from model.cuts import IGNORED_KEYS, Weight, all_weights
-from model.legacy import read_legacy_header
-from model.manifest import MANIFEST, check_manifest, checksums
-from model.params import Params, read_params
-from model.shard_file import DTYPE_BYTES, ShardHeader, describe_start, is_legacy, open_regular, read_header
+from model.params import Params
 from parallel.errors import RefusedError
 
 _SHARD = re.compile(r"consolidated\.(\d+)\.pth")
