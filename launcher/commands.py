@@ -4,30 +4,44 @@ import bdb
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import fire
 from fire.decorators import SetParseFn
 
-from launcher.console import ProgressLine, leave_stdout, log_to_stderr, make_log_dir, print_result, say
-from launcher.flags import complete_options, help_settings, help_text, reshard_options
+from launcher.console import leave_stdout, log_to_stderr, make_log_dir, print_result
+from launcher.converting import convert_command
+from launcher.flags import complete_options, complete_settings, help_text, job_settings
 from launcher.guard import die_with_parent
+from launcher.inspecting import inspect_command
 from launcher.job import read_job
-from launcher.options import CompleteOptions
+from launcher.options import CompleteOptions, ConvertOptions, InspectOptions, PlanOptions, ReshardOptions
+from launcher.planning import plan_command
 from launcher.preflight import preflight
 from launcher.report import READER_GONE, Stopped, report_rank, stop_on_signals
-from launcher.resharding import reshard_folder
-from launcher.schema import nearest
+from launcher.resharding import reshard_command
+from launcher.schema import Setting, nearest, settings_of
 from launcher.start import run_ranks
 from launcher.version import version
 from parallel.environment import Environment, read_environment
 from parallel.errors import RefusedError
 
-_COMMANDS: dict[str, tuple[str, str]] = {
-    "complete": ("shardrun complete --ckpt_dir DIR --prompts '[\"Once upon a time\"]'", "continues prompts"),
-    "reshard": ("shardrun reshard SRC DST --mp N", "writes a Meta checkpoint cut for N ranks"),
-    "run": ("shardrun run JOB.yaml [section.key=value ...]", "runs a job file"),
-}
+Arguments = Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command: how it is written, what it does, which settings it has, and what runs it.
+
+    `act` is given the words, the flags as they were typed and what torchrun's variables say; it returns the
+    exit code. `takes` says in words what stands before the flags, and how many.
+    """
+
+    usage: str
+    summary: str
+    settings: Callable[[], dict[str, Setting]]
+    act: Callable[[Sequence[str], dict[str, str], Environment, Arguments], int]
 
 
 def run_command(argv: Sequence[str]) -> int:
@@ -62,8 +76,8 @@ def _dispatch(arguments: list[str], env: Environment) -> int:
     if command not in _COMMANDS:
         raise RefusedError(f"'{command}' is not a command{nearest(command, _COMMANDS)}")
     if {"-h", "--help"} & set(arguments[1:]):
-        usage, summary = _COMMANDS[command]
-        print_result(help_text(command, usage, summary, help_settings(command)))
+        known = _COMMANDS[command]
+        print_result(help_text(command, known.usage, known.summary, known.settings()))
         return 0
     _check_words(arguments)
     codes: list[int] = []
@@ -72,7 +86,7 @@ def _dispatch(arguments: list[str], env: Environment) -> int:
 
 
 def _overview() -> str:
-    lines = [f"  {usage}\n      {summary}\n" for usage, summary in _COMMANDS.values()]
+    lines = [f"  {command.usage}\n      {command.summary}\n" for command in _COMMANDS.values()]
     return (
         "shardrun: a Llama checkpoint on any number of ranks\n\n"
         + "\n".join(lines)
@@ -106,29 +120,29 @@ def _with_values(arguments: Sequence[str]) -> list[str]:
 def _fire_commands(arguments: list[str], env: Environment, codes: list[int]) -> dict[str, Callable[..., None]]:
     """What fire dispatches to. Every value arrives as the string that was typed."""
 
-    @SetParseFn(str)  # type: ignore[untyped-decorator]
-    def complete(*words: str, **flags: str) -> None:
-        if words:
-            raise RefusedError(f"unexpected '{words[0]}'; complete takes flags only, as --ckpt_dir DIR")
-        codes.append(_complete(complete_options(flags), arguments, env))
+    def caller(command: Command) -> Callable[..., None]:
+        @SetParseFn(str)  # type: ignore[untyped-decorator]
+        def call(*words: str, **flags: str) -> None:
+            codes.append(command.act(words, flags, env, arguments))
 
-    @SetParseFn(str)  # type: ignore[untyped-decorator]
-    def run(*words: str, **flags: str) -> None:
-        if not words:
-            raise RefusedError("run wants a job file: shardrun run JOB.yaml [section.key=value ...]")
-        job = read_job(Path(words[0]), words[1:], flags)
-        codes.append(_complete(job.options, arguments, env))
+        return call  # type: ignore[no-any-return]
 
-    @SetParseFn(str)  # type: ignore[untyped-decorator]
-    def reshard(*words: str, **flags: str) -> None:
-        if len(words) != 2:
-            raise RefusedError(f"reshard wants two folders, SRC and DST, and was given {len(words)}")
-        codes.append(_reshard(words, flags, env))
-
-    return {"complete": complete, "run": run, "reshard": reshard}
+    return {name: caller(command) for name, command in _COMMANDS.items()}
 
 
-def _complete(options: CompleteOptions, arguments: list[str], env: Environment) -> int:
+def _complete_command(words: Sequence[str], flags: dict[str, str], env: Environment, arguments: Arguments) -> int:
+    if words:
+        raise RefusedError(f"unexpected '{words[0]}'; complete takes flags only, as --ckpt_dir DIR")
+    return _complete(complete_options(flags), arguments, env)
+
+
+def _run_command(words: Sequence[str], flags: dict[str, str], env: Environment, arguments: Arguments) -> int:
+    if not words:
+        raise RefusedError("run wants a job file: shardrun run JOB.yaml [section.key=value ...]")
+    return _complete(read_job(Path(words[0]), words[1:], flags).options, arguments, env)
+
+
+def _complete(options: CompleteOptions, arguments: Arguments, env: Environment) -> int:
     ranks = options.parallel.nproc_per_node
     if env.launched:
         if ranks not in (None, env.local_world_size):
@@ -174,11 +188,36 @@ def _as_rank(options: CompleteOptions, env: Environment) -> int:
         os._exit(code)
 
 
-def _reshard(words: Sequence[str], flags: dict[str, str], env: Environment) -> int:
-    options = reshard_options(flags)
-    if env.world_size > 1:
-        raise RefusedError("reshard runs in one process; start it without torchrun")
-    source, destination = Path(words[0]), Path(words[1])
-    written = reshard_folder(source, destination, options, ProgressLine("resharding", "GB", 1e9))
-    say(f"wrote {written}")
-    return 0
+_COMMANDS: dict[str, Command] = {
+    "complete": Command(
+        "shardrun complete --ckpt_dir DIR --prompts '[\"Once upon a time\"]'",
+        "continues prompts",
+        complete_settings,
+        _complete_command,
+    ),
+    "run": Command("shardrun run JOB.yaml [section.key=value ...]", "runs a job file", job_settings, _run_command),
+    "inspect": Command(
+        "shardrun inspect CKPT_DIR [--deep]",
+        "tells what a checkpoint is, and whether it is whole",
+        lambda: settings_of(InspectOptions),
+        inspect_command,
+    ),
+    "plan": Command(
+        "shardrun plan CKPT_DIR|params.json [--mp N]",
+        "tells what each rank will take, and which MP sizes fit",
+        lambda: settings_of(PlanOptions),
+        plan_command,
+    ),
+    "reshard": Command(
+        "shardrun reshard SRC DST --mp N",
+        "writes a Meta checkpoint cut for N ranks",
+        lambda: settings_of(ReshardOptions),
+        reshard_command,
+    ),
+    "convert": Command(
+        "shardrun convert SRC DST --to meta|hf [--mp N]",
+        "writes a checkpoint in Meta's or Hugging Face's layout (SRC: either, or GGUF)",
+        lambda: settings_of(ConvertOptions),
+        convert_command,
+    ),
+}

@@ -7,7 +7,7 @@ name as a number. So it hands over plain strings, and they are checked here.
 from collections.abc import Mapping
 from typing import Any
 
-from launcher.options import COMPLETE_SECTIONS, CompleteOptions, ReshardOptions
+from launcher.options import COMPLETE_SECTIONS, CompleteOptions, ConvertOptions, InspectOptions, ReshardOptions
 from launcher.schema import Setting, Wanted, nearest, settings_of
 from parallel.errors import RefusedError
 
@@ -17,18 +17,24 @@ _NO_VALUE = "True"
 
 def complete_options(flags: Mapping[str, str]) -> CompleteOptions:
     """The sections of `complete` from its flags."""
-    sections = {name: settings_of(section) for name, section in COMPLETE_SECTIONS.items()}
-    known = {name: setting for settings in sections.values() for name, setting in settings.items()}
-    values = convert_flags("complete", known, flags)
+    values = convert_flags("complete", complete_settings(), flags)
     built: dict[str, Any] = {
-        name: COMPLETE_SECTIONS[name](**{key: values[key] for key in settings if key in values})
-        for name, settings in sections.items()
+        name: section(**{key: values[key] for key in settings_of(section) if key in values})
+        for name, section in COMPLETE_SECTIONS.items()
     }
     return CompleteOptions(**built)
 
 
 def reshard_options(flags: Mapping[str, str]) -> ReshardOptions:
     return ReshardOptions(**convert_flags("reshard", settings_of(ReshardOptions), flags))
+
+
+def convert_options(flags: Mapping[str, str]) -> ConvertOptions:
+    return ConvertOptions(**convert_flags("convert", settings_of(ConvertOptions), flags))
+
+
+def inspect_options(flags: Mapping[str, str]) -> InspectOptions:
+    return InspectOptions(**convert_flags("inspect", settings_of(InspectOptions), flags))
 
 
 def convert_flags(command: str, known: Mapping[str, Setting], flags: Mapping[str, str]) -> dict[str, Any]:
@@ -78,11 +84,12 @@ def _default(value: object) -> str:
     return shown[value] if value is None or isinstance(value, bool) else str(value)
 
 
-def help_settings(command: str) -> dict[str, Setting]:
-    """The settings that a command's help lists, under the names that it takes."""
-    if command == "run":
-        sections = {name: settings_of(section) for name, section in COMPLETE_SECTIONS.items()}
-        return {f"{section}.{name}": setting for section, known in sections.items() for name, setting in known.items()}
-    if command == "reshard":
-        return settings_of(ReshardOptions)
+def complete_settings() -> dict[str, Setting]:
+    """Every setting of `complete`, under its flag."""
     return {name: setting for section in COMPLETE_SECTIONS.values() for name, setting in settings_of(section).items()}
+
+
+def job_settings() -> dict[str, Setting]:
+    """Every setting of a job file, as section.name."""
+    sections = {name: settings_of(section) for name, section in COMPLETE_SECTIONS.items()}
+    return {f"{section}.{name}": setting for section, known in sections.items() for name, setting in known.items()}

@@ -12,8 +12,10 @@ from launcher.schema import setting
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSection:
-    ckpt_dir: str = setting("folder with params.json and consolidated.NN.pth")
-    tokenizer_path: str | None = setting("tokenizer.model (default: in ckpt_dir, else in its parent)", default=None)
+    ckpt_dir: str = setting("folder with params.json and consolidated.NN.pth, or a Hugging Face folder")
+    tokenizer_path: str | None = setting(
+        "tokenizer.model or tokenizer.json (default: in ckpt_dir, else in its parent)", default=None
+    )
     max_seq_len: int = setting("tokens of prompt and answer together, at most", default=512, low=1, high=2**20)
     max_batch_size: int = setting("sequences held at once, at most", default=8, low=1, high=2**16)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
@@ -31,6 +33,9 @@ class ParallelSection:
         high=1024,
     )
     model_parallel_size: int | None = setting("must be the number of ranks, where given", default=None, low=1)
+    strict_mp: bool = setting(
+        "refuse a number of ranks that is not the number of shards, rather than cut them anew", default=False
+    )
     backend: Literal["auto", "nccl", "gloo"] = setting(
         "what carries collectives (auto: nccl where each rank has a GPU, else gloo)", default="auto"
     )
@@ -76,6 +81,57 @@ class ReshardOptions:
         high=1,
     )
     allow_legacy: bool = setting("read shards of before torch 1.6 too (they have no checksums)", default=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertOptions:
+    to: Literal["meta", "hf"] = setting(
+        "layout to write: meta (params.json, consolidated.NN.pth) or hf (config.json, safetensors)"
+    )
+    mp: int | None = setting("ranks to cut for, with --to meta (default: 1)", default=None, low=1, high=1024)
+    embedding_dim: int | None = setting(
+        "dimension to cut tok_embeddings along, with --to meta (default: as reshard)", default=None, low=0, high=1
+    )
+    allow_legacy: bool = setting("read shards of before torch 1.6 too (they have no checksums)", default=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions:
+    mp: int | None = setting(
+        "ranks to plan for (default: as many as there are shards, else the fewest that fit)",
+        default=None,
+        low=1,
+        high=1024,
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+        "numbers to compute in (auto: the files', but none that the CPU computes slowly; bfloat16 without files)",
+        default="auto",
+    )
+    vocab_size: int | None = setting(
+        "vocabulary entries, where no file says (default: 32000, or 128256 for what looks like Llama 3)",
+        default=None,
+        low=1,
+        high=2**24,
+    )
+    max_seq_len: int = setting("tokens of prompt and answer together, at most", default=512, low=1, high=2**20)
+    max_batch_size: int = setting("sequences held at once, at most", default=8, low=1, high=2**16)
+    gpu_memory: str | None = setting(
+        "of each GPU: 80 or 80GB (1e9 bytes), 80GiB (2**30); as many GPUs as ranks (default: what is free here)",
+        default=None,
+    )
+    device: Literal["auto", "cuda", "cpu"] = setting("auto: cuda where there is one, else cpu", default="auto")
+    all: bool = setting("list every MP size, not only even ones and powers of two", default=False)
+    allow_legacy: bool = setting("read shards of before torch 1.6 too (they have no checksums)", default=False)
+    json: bool = setting("print one JSON object", default=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectOptions:
+    deep: bool = setting(
+        "read every number: what is damaged or not finite, checksums, and a digest of the content", default=False
+    )
+    allow_legacy: bool = setting("read shards of before torch 1.6 too (they have no checksums)", default=False)
+    json: bool = setting("print one JSON object", default=False)
 
 
 COMPLETE_SECTIONS: dict[str, type] = {

@@ -1,13 +1,11 @@
 """What can be known before a process is started or a weight is read: files, sizes, prompts. Without torch."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from launcher.options import CompleteOptions
 from launcher.requests import read_prompts
-from model.checkpoint.meta_folder import Checkpoint, open_checkpoint
+from model.looking import Found, look
 from model.tokenizers.base import Tokenizer
-from model.tokenizers.opening import find_tokenizer, open_tokenizer
 from parallel.errors import RefusedError
 
 
@@ -15,6 +13,7 @@ from parallel.errors import RefusedError
 class Ready:
     """A request that can be run, as far as headers tell."""
 
+    found: Found
     prompts: list[str]
     prompt_tokens: list[list[int]]
 
@@ -26,15 +25,25 @@ def preflight(options: CompleteOptions, ranks: int) -> Ready:
     """
     model, generation = options.model, options.generation
     _check_ranks(options, ranks)
-    checkpoint = open_checkpoint(model.ckpt_dir, model.allow_legacy)
-    checkpoint.check_mp(ranks)
-    tokenizer = _tokenizer(options, checkpoint)
+    found = look(
+        model.ckpt_dir,
+        model.tokenizer_path,
+        ranks,
+        allow_legacy=model.allow_legacy,
+        strict_mp=options.parallel.strict_mp,
+    )
+    checkpoint, tokenizer = found.checkpoint, found.tokenizer
+    if tokenizer is None:
+        raise RefusedError(
+            f"{checkpoint.folder}: holds no tokenizer.model or tokenizer.json, nor does its parent; give one with "
+            "--tokenizer_path"
+        )
     prompts = read_prompts(generation.prompts)
     tokens = [_encode(tokenizer, prompt, index, model.max_seq_len) for index, prompt in enumerate(prompts)]
     for token in generation.eos_ids or []:
         if token >= checkpoint.params.vocab_size:
             raise RefusedError(f"--eos_ids holds {token}; wanted token ids of 0 to {checkpoint.params.vocab_size - 1}")
-    return Ready(prompts, tokens)
+    return Ready(found, prompts, tokens)
 
 
 def _check_ranks(options: CompleteOptions, ranks: int) -> None:
@@ -45,18 +54,6 @@ def _check_ranks(options: CompleteOptions, ranks: int) -> None:
             f"rank{'s' if ranks > 1 else ''}; MP is the number of "
             f"ranks: start {asked} (--nproc_per_node {asked}), or leave the flag out"
         )
-
-
-def _tokenizer(options: CompleteOptions, checkpoint: Checkpoint) -> Tokenizer:
-    given = options.model.tokenizer_path
-    path = Path(given) if given is not None else find_tokenizer(checkpoint.folder)
-    if path is None:
-        raise RefusedError(
-            f"{checkpoint.folder}: holds no tokenizer.model, nor does its parent; give one with --tokenizer_path"
-        )
-    tokenizer = open_tokenizer(path)
-    tokenizer.check_vocabulary(checkpoint.params.vocab_size)
-    return tokenizer
 
 
 def _encode(tokenizer: Tokenizer, prompt: str, index: int, max_seq_len: int) -> list[int]:

@@ -28,6 +28,11 @@ _POLL_S = 0.02
 _SETTLE_S = 0.5
 _TERMINATE_S = 2.0
 
+_HINTS = {
+    "SIGKILL": " (often the host's memory ran out: see dmesg)",
+    "SIGBUS": " (a weight file was cut short while it was in use: weights stay in their files)",
+}
+
 
 @dataclass(slots=True)
 class Rank:
@@ -156,8 +161,7 @@ def _report(ranks: Sequence[Rank], first: Rank, failures: Sequence[Failure], log
         return code
     if code < 0 and not causes:
         name = signal.Signals(-code).name
-        hint = " (often the host's memory ran out: see dmesg)" if name == "SIGKILL" else ""
-        print_error(f"rank {first.number} (pid {first.process.pid}) was killed by {name}{hint}{kept}")
+        print_error(f"rank {first.number} (pid {first.process.pid}) was killed by {name}{_HINTS.get(name, '')}{kept}")
         return RANK_FAILED
     if not causes:
         silent = [rank for rank in ranks if rank.process.returncode == 0]

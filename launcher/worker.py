@@ -91,16 +91,14 @@ def complete(options: CompleteOptions, world: World, ready: Ready | None = None)
     ready = ready or world.together("checking the request", lambda: preflight(options, world.mesh.size))
     digest = hashlib.sha256(json.dumps(ready.prompt_tokens).encode()).hexdigest()
     world.agree("the request", {"the number of prompts": len(ready.prompts), "the prompts": digest})
-    llama = Llama.build(
-        model.ckpt_dir,
-        model.tokenizer_path,
+    llama = Llama.load(
+        ready.found,
+        world,
         model.max_seq_len,
         model.max_batch_size,
-        seed=options.generation.seed,
+        options.generation.seed,
         dtype=model.dtype,
-        allow_legacy=model.allow_legacy,
         progress=ProgressLine("loading", "GB", 1e9, enabled=world.env.rank == 0),
-        world=world,
     )
     if world.env.rank == 0:
         _note_clipping(options, ready)

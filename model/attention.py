@@ -4,40 +4,57 @@ Shapes: a capital is the full size, its small letter this rank's share.
 B rows, T new tokens, S tokens seen, D model width, N/n query heads, K/k KV heads, H numbers a head.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.cache import KVCache
 from model.params import Params
 from model.rope import rotate
+from model.split import split_of
 from parallel import ColumnParallelLinear, Mesh, RowParallelLinear
-from parallel.slices import even_share
 
 
 class Attention(nn.Module):
-    """Causal self-attention of one layer. Forward is collective (wo's all-reduce)."""
+    """Causal self-attention of one layer. Forward is collective (wo's all-reduce).
+
+    A KV head that stands on several ranks gets on each only the gradient of the queries there; whoever
+    trains at an MP above n_kv_heads must add them up.
+    """
 
     def __init__(self, params: Params, layer: int, mesh: Mesh) -> None:
         super().__init__()
         self.layer = layer
-        self.local_heads = even_share(params.n_heads, mesh.size, "heads")
-        self.local_kv_heads = even_share(params.n_kv_heads, mesh.size, "KV heads")
-        kv_dim = params.n_kv_heads * params.head_dim
-        self.wq = ColumnParallelLinear(params.dim, params.dim, bias=False, gather_output=False, mesh=mesh)
-        self.wk = ColumnParallelLinear(params.dim, kv_dim, bias=False, gather_output=False, mesh=mesh)
-        self.wv = ColumnParallelLinear(params.dim, kv_dim, bias=False, gather_output=False, mesh=mesh)
-        self.wo = RowParallelLinear(params.dim, params.dim, bias=False, input_is_parallel=True, mesh=mesh)
+        split, width = split_of(params, mesh.size), params.head_dim
+        self.local_heads = split.heads[mesh.rank].size
+        self.local_kv_heads = split.kv_heads[mesh.rank].size
+        self.queries = split.queries[mesh.rank]
+        heads = [own * width for own in split.heads]
+        kv_heads = [own * width for own in split.kv_heads]
+        dim, kv_dim = params.dim, params.n_kv_heads * width
+        self.wq = ColumnParallelLinear(dim, dim, bias=False, gather_output=False, mesh=mesh, shares=heads)
+        self.wk = ColumnParallelLinear(dim, kv_dim, bias=False, gather_output=False, mesh=mesh, shares=kv_heads)
+        self.wv = ColumnParallelLinear(dim, kv_dim, bias=False, gather_output=False, mesh=mesh, shares=kv_heads)
+        self.wo = RowParallelLinear(dim, dim, bias=False, input_is_parallel=True, mesh=mesh, shares=heads)
 
     def forward(self, x_BTD: Tensor, turns_BTh: Tensor, cache: KVCache | None) -> Tensor:
         q_BTnH = rotate(self.wq(x_BTD).unflatten(-1, (self.local_heads, -1)), turns_BTh)
         k_BTkH = rotate(self.wk(x_BTD).unflatten(-1, (self.local_kv_heads, -1)), turns_BTh)
         v_BTkH = self.wv(x_BTD).unflatten(-1, (self.local_kv_heads, -1))
         if cache is None:
-            y_BTnH = _attend(q_BTnH, k_BTkH.transpose(1, 2), v_BTkH.transpose(1, 2), None)
+            y_BTnH = _attend(q_BTnH, self._shared(k_BTkH.transpose(1, 2)), self._shared(v_BTkH.transpose(1, 2)), None)
         else:
             k_BkSH, v_BkSH = cache.extend(self.layer, k_BTkH, v_BTkH)
+            k_BkSH, v_BkSH = self._shared(k_BkSH), self._shared(v_BkSH)
             y_BTnH = _attend(q_BTnH, k_BkSH, v_BkSH, cache.mask_B1TS, causal=cache.fresh)
         return self.wo(y_BTnH.flatten(-2))  # type: ignore[no-any-return]
+
+    def _shared(self, x_BkSH: Tensor) -> Tensor:
+        """Keys or values as the queries use them: as they are where each serves as many, else one for each query."""
+        if len(set(self.queries)) == 1:
+            return x_BkSH
+        parts = [x_BkSH[:, k : k + 1].expand(-1, count, -1, -1) for k, count in enumerate(self.queries)]
+        return torch.cat(parts, 1)
 
 
 def _attend(q_BTnH: Tensor, k_BkSH: Tensor, v_BkSH: Tensor, mask_B1TS: Tensor | None, causal: bool = True) -> Tensor:

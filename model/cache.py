@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from model.params import Params
+from model.split import split_of
 from parallel.mesh import Mesh
-from parallel.slices import even_share
 
 
 def cache_shape(params: Params, mesh: Mesh, batch: int, max_tokens: int) -> tuple[int, int, int, int]:
     """One layer's keys, or values, on this rank: [batch, k, max_tokens, head_dim]."""
-    return batch, even_share(params.n_kv_heads, mesh.size, "KV heads"), max_tokens, params.head_dim
+    return batch, split_of(params, mesh.size).kv_heads[mesh.rank].size, max_tokens, params.head_dim
 
 
 def cache_bytes(params: Params, mesh: Mesh, batch: int, max_tokens: int, dtype: torch.dtype) -> int:

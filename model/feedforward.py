@@ -1,9 +1,10 @@
-"""SwiGLU feed-forward (arXiv:2002.05202), its width F cut over the ranks (f = F / size)."""
+"""SwiGLU feed-forward (arXiv:2002.05202), its width F cut over the ranks (f: its share)."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.params import Params
+from model.split import split_of
 from parallel import ColumnParallelLinear, Mesh, RowParallelLinear
 
 
@@ -12,9 +13,10 @@ class FeedForward(nn.Module):
 
     def __init__(self, params: Params, mesh: Mesh) -> None:
         super().__init__()
-        self.w1 = ColumnParallelLinear(params.dim, params.ffn_dim, bias=False, gather_output=False, mesh=mesh)
-        self.w3 = ColumnParallelLinear(params.dim, params.ffn_dim, bias=False, gather_output=False, mesh=mesh)
-        self.w2 = RowParallelLinear(params.ffn_dim, params.dim, bias=False, input_is_parallel=True, mesh=mesh)
+        dim, ffn, shares = params.dim, params.ffn_dim, split_of(params, mesh.size).ffn
+        self.w1 = ColumnParallelLinear(dim, ffn, bias=False, gather_output=False, mesh=mesh, shares=shares)
+        self.w3 = ColumnParallelLinear(dim, ffn, bias=False, gather_output=False, mesh=mesh, shares=shares)
+        self.w2 = RowParallelLinear(ffn, dim, bias=False, input_is_parallel=True, mesh=mesh, shares=shares)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         gated_BTf = F.silu(self.w1(x_BTD)) * self.w3(x_BTD)

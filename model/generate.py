@@ -182,7 +182,7 @@ class Generation:
 
     def _spoilt(self, logits_BV: Tensor, step: int) -> RankFailedError:
         row, column = torch.nonzero(~torch.isfinite(logits_BV))[0].tolist()
-        rank = column // (logits_BV.shape[-1] // self.model.mesh.size)
+        rank = next(r for r, own in enumerate(self.model.vocabulary) if own.start <= column < own.stop)
         return RankFailedError(
             f"the logits of prompt {self.indices[row]} at step {step} are not finite "
             f"({logits_BV[row, column].item()} from rank {rank}); "

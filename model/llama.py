@@ -6,28 +6,22 @@ only their import changed. Under torchrun every rank must call each method, with
 
 import hashlib
 import json
-import logging
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NotRequired, TypedDict
 
-import torch
-
-from model.chat import UNSAFE_ERROR, Dialog, Message, check_dialog, encode_dialog, is_unsafe
-from model.checkpoint.loading import Progress, load_weights
-from model.checkpoint.meta_folder import Checkpoint, open_checkpoint
-from model.cuts import all_weights
+from model.building import build_model
+from model.chat import UNSAFE_ERROR, Dialog, Message, chat_format
+from model.checkpoint.checkpoint import Checkpoint
+from model.checkpoint.loading import Progress
+from model.checkpoint.reading import check_unchanged
 from model.generate import Event, Generation, Settings, check_prompts
-from model.placing import check_room, choose_dtype, share_bytes
+from model.looking import Found, look
+from model.placing import check_room
 from model.tokenizers.base import Tokenizer
-from model.tokenizers.opening import find_tokenizer, open_tokenizer
 from model.transformer import Transformer
 from parallel import RefusedError, World, start_world
 from parallel.seed import seed_everything
-
-log = logging.getLogger("shardrun")
 
 
 class CompletionPrediction(TypedDict):
@@ -53,6 +47,7 @@ class Llama:
         max_seq_len: int,
         max_batch_size: int,
         seed: int,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -60,6 +55,7 @@ class Llama:
         self.max_seq_len = max_seq_len
         self.max_batch_size = max_batch_size
         self.seed = seed
+        self.checkpoint = checkpoint
         self._prompts_served = 0
 
     @staticmethod
@@ -75,14 +71,16 @@ class Llama:
         device: str = "auto",
         backend: str = "auto",
         allow_legacy: bool = False,
+        strict_mp: bool = False,
         progress: Progress | None = None,
         world: World | None = None,
     ) -> "Llama":
-        """Meet the other ranks, check the checkpoint, load this rank's shard. Collective.
+        """Meet the other ranks, check the checkpoint, load this rank's share. Collective.
 
         Reads torchrun's variables; without them it runs in this process alone. `tokenizer_path=None` looks
         in `ckpt_dir` and its parent; where there is none, `generate` still works on ids. `world`: ranks that
-        have met already. Raises RefusedError, the same on every rank, for whatever a user can mend.
+        have met already. `strict_mp`: refuse a number of ranks that is not the number of shards, rather than cut
+        them anew while loading. Raises RefusedError, the same on every rank, for whatever a user can mend.
         """
         if max_seq_len < 1 or max_batch_size < 1:
             raise RefusedError(
@@ -91,43 +89,33 @@ class Llama:
         world = world or start_world(device=device, backend=backend)
         asked = {"max_seq_len": max_seq_len, "max_batch_size": max_batch_size, "seed": seed, "dtype": dtype}
         world.agree("Llama.build", asked)
-        if model_parallel_size not in (None, world.mesh.size):
+        ranks = world.mesh.size
+        if model_parallel_size not in (None, ranks):
             raise RefusedError(
-                f"model_parallel_size is {model_parallel_size} but {world.mesh.size} ranks were "
-                "started; MP is the number of "
+                f"model_parallel_size is {model_parallel_size} but {ranks} ranks were started; MP is the number of "
                 f"ranks: start {model_parallel_size}, or leave model_parallel_size out"
             )
-        started = time.monotonic()
+        found = world.together(
+            "reading the checkpoint's headers",
+            lambda: look(ckpt_dir, tokenizer_path, ranks, allow_legacy=allow_legacy, strict_mp=strict_mp),
+        )
+        return Llama.load(found, world, max_seq_len, max_batch_size, seed, dtype=dtype, progress=progress)
 
-        def look() -> tuple[Checkpoint, Tokenizer | None, torch.dtype]:
-            checkpoint = open_checkpoint(ckpt_dir, allow_legacy)
-            checkpoint.check_mp(world.mesh.size)
-            path = Path(tokenizer_path) if tokenizer_path is not None else find_tokenizer(Path(ckpt_dir))
-            tokenizer = open_tokenizer(path) if path is not None else None
-            if tokenizer is not None:
-                tokenizer.check_vocabulary(checkpoint.params.vocab_size)
-            chosen, why = choose_dtype(dtype, checkpoint.dtype, world.device)
-            check_room(
-                share_bytes(checkpoint.params, checkpoint.mp, chosen),
-                world.device,
-                world.env.local_world_size,
-                "the weights",
-            )
-            for note in checkpoint.notes if world.env.rank == 0 else ():
-                log.warning("note: %s", note)
-            name = str(chosen).removeprefix("torch.")
-            log.info(
-                "%s: MP %d, dtype %s (%s), rope %s", ckpt_dir, checkpoint.mp, name, why, checkpoint.params.rope_reason
-            )
-            return checkpoint, tokenizer, chosen
-
-        checkpoint, tokenizer, chosen = world.together("reading the checkpoint's headers", look)
-        files = {**checkpoint.fingerprint(), "tokenizer.model": tokenizer and tokenizer.digest()}
-        world.agree("the checkpoint's files", files)
-        model = world.together("loading the weights", lambda: _load(checkpoint, world, chosen, progress))
+    @staticmethod
+    def load(
+        found: Found,
+        world: World,
+        max_seq_len: int,
+        max_batch_size: int,
+        seed: int = 1,
+        *,
+        dtype: str = "auto",
+        progress: Progress | None = None,
+    ) -> "Llama":
+        """Load this rank's share of a checkpoint that was looked at, among ranks that have met. Collective."""
+        model = build_model(found, world, dtype, progress)
         seed_everything(seed)
-        log.info("loaded in %.1f s", time.monotonic() - started)
-        return Llama(model, tokenizer, world, max_seq_len, max_batch_size, seed)
+        return Llama(model, found.tokenizer, world, max_seq_len, max_batch_size, seed, found.checkpoint)
 
     def start(
         self,
@@ -152,7 +140,7 @@ class Llama:
                 "with a larger max_batch_size"
             )
         if eos_ids is None:
-            eos_ids = [] if self.tokenizer is None else [self.tokenizer.eos_id]
+            eos_ids = [] if self.tokenizer is None else sorted(self.tokenizer.stop_ids)
         settings = Settings(
             max_gen_len=max(1, self.max_seq_len - 1) if max_gen_len is None else max_gen_len,
             max_seq_len=self.max_seq_len,
@@ -167,13 +155,19 @@ class Llama:
         self.world.agree("generate", {"prompts and settings": hashlib.sha256(text.encode()).hexdigest()})
         first = self._prompts_served
         generation = Generation(self.model, prompt_tokens, settings, range(first, first + len(prompt_tokens)))
-        local_ranks = self.world.env.local_world_size
         self.world.together(
             "making room for the KV cache",
-            lambda: check_room(generation.cache_bytes, self.world.device, local_ranks, "the KV cache of this batch"),
+            lambda: self._check_batch(generation),
         )
         self._prompts_served += len(prompt_tokens)
         return generation
+
+    def _check_batch(self, generation: Generation) -> None:
+        if self.checkpoint is not None:
+            # Weights may stay in their files, so these must not change under a running model.
+            check_unchanged(self.checkpoint)
+        ranks = self.world.env.local_world_size
+        check_room(generation.cache_bytes, self.world.device, ranks, "the KV cache of this batch")
 
     def generate(
         self,
@@ -188,7 +182,19 @@ class Llama:
 
         `echo` puts the prompt in front; its first token has log-probability 0.0, as Meta's.
         """
-        generation = self.start(prompt_tokens, max_gen_len, temperature, top_p, logprobs, echo)
+        return self._generate(prompt_tokens, max_gen_len, temperature, top_p, logprobs, echo)
+
+    def _generate(
+        self,
+        prompt_tokens: list[list[int]],
+        max_gen_len: int,
+        temperature: float,
+        top_p: float,
+        logprobs: bool,
+        echo: bool = False,
+        eos_ids: Sequence[int] | None = None,
+    ) -> tuple[list[list[int]], list[list[float]] | None]:
+        generation = self.start(prompt_tokens, max_gen_len, temperature, top_p, logprobs, echo, eos_ids)
         tokens: list[list[int]] = [[] for _ in prompt_tokens]
         values: list[list[float]] = [[] for _ in prompt_tokens]
         for event in generation.events():
@@ -230,18 +236,23 @@ class Llama:
         max_gen_len: int | None = None,
         logprobs: bool = False,
     ) -> list[ChatPrediction]:
-        """Answer each dialog, in Llama 2's format. Collective. A dialog with the format's own tags is not answered."""
+        """Answer each dialog, in the format of the tokenizer's family. Collective.
+
+        A dialog that holds Llama 2's own tags is not answered; Llama 3's are control tokens, which no text spells.
+        """
         tokenizer = self.text_tokenizer()
+        form = chat_format(tokenizer)
         for index, dialog in enumerate(dialogs):
-            check_dialog(dialog, index)
+            form.check(dialog, index)
         ids = []
         for index, dialog in enumerate(dialogs):
             with _naming(f"dialog {index}"):
-                ids.append(encode_dialog(tokenizer, dialog))
-        tokens, values = self.generate(ids, self._length(max_gen_len), temperature, top_p, logprobs)
+                ids.append(form.encode(dialog))
+        stops = sorted(tokenizer.chat_stop_ids)
+        tokens, values = self._generate(ids, self._length(max_gen_len), temperature, top_p, logprobs, eos_ids=stops)
         answers: list[ChatPrediction] = []
         for row, (dialog, new) in enumerate(zip(dialogs, tokens, strict=True)):
-            content = UNSAFE_ERROR if is_unsafe(dialog) else tokenizer.decode(new)
+            content = UNSAFE_ERROR if form.is_unsafe(dialog) else tokenizer.decode(new)
             answers.append({"generation": {"role": "assistant", "content": content}})
             if values is not None:
                 answers[-1]["tokens"] = [tokenizer.decode(one) for one in new]
@@ -252,7 +263,8 @@ class Llama:
         """The tokenizer; RefusedError where the model was built without one."""
         if self.tokenizer is None:
             raise RefusedError(
-                "text needs a tokenizer, and there is no tokenizer.model in the checkpoint folder or its parent; give "
+                "text needs a tokenizer, and there is no tokenizer.model or tokenizer.json in the checkpoint folder or "
+                "its parent; give "
                 "--tokenizer_path, or use generate() on ids"
             )
         return self.tokenizer
@@ -282,15 +294,3 @@ def _take(event: Event, tokens: list[list[int]], values: list[list[float]]) -> N
         tokens[event.row].append(event.token)
     if event.logprob is not None and event.token is not None:
         values[event.row].append(event.logprob)
-
-
-def _load(checkpoint: Checkpoint, world: World, dtype: torch.dtype, progress: Progress | None) -> Transformer:
-    """This rank's share of the model: built on meta, then filled tensor by tensor."""
-    params = checkpoint.params
-    with torch.device("meta"):
-        model = Transformer(params, world.mesh, 0 if checkpoint.embedding_dim == 0 else 1)
-    names = [weight.name for weight in all_weights(params, checkpoint.embedding_dim)]
-    weights = load_weights(checkpoint.shards[world.mesh.rank], dtype, world.device, names, progress)
-    model.load_state_dict(weights, strict=True, assign=True)
-    model.requires_grad_(False)
-    return model.eval()

@@ -1,43 +1,47 @@
 """Which dtype the weights take on a device, and whether they fit, asked before anything is loaded."""
 
-from pathlib import Path
-
 import torch
 
+from model.checkpoint.checkpoint import Checkpoint
 from model.cuts import all_weights
+from model.host import available_host_bytes, name_dtype
 from model.params import Params
+from model.split import split_of
 from parallel import RefusedError
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def choose_dtype(asked: str, stored: str, device: torch.device) -> tuple[torch.dtype, str]:
     """The dtype to compute in, and why. `auto`: the file's, but on a CPU none that it computes slowly."""
-    if asked not in ("auto", *DTYPES):
-        raise RefusedError(f"dtype is {asked!r}; wanted auto, {', '.join(DTYPES)}")
-    if asked != "auto":
-        return DTYPES[asked], "asked for"
-    if device.type == "cpu" and stored == "float16":
-        return torch.float32, "the files' float16 is slow on a CPU"
-    if device.type == "cpu" and stored == "bfloat16" and not cpu_has_bfloat16():
-        return torch.float32, "this processor has no bfloat16 arithmetic"
-    return DTYPES[stored], "the files'"
+    name, why = name_dtype(asked, stored, device.type)
+    return getattr(torch, name), why
 
 
-def cpu_has_bfloat16() -> bool:
-    """True where the processor multiplies bfloat16 natively (AVX-512 BF16, AMX, or Arm's BF16)."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return False
-    line = next((line for line in flags.splitlines() if line.startswith(("flags", "Features"))), "")
-    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(line.split()))
-
-
-def share_bytes(params: Params, mp: int, dtype: torch.dtype) -> int:
-    """Bytes of one rank's weights."""
-    shapes = [weight.shape_at(mp) for weight in all_weights(params, 1)]
+def share_bytes(params: Params, mp: int, dtype: torch.dtype, embedding_dim: int = 1) -> int:
+    """Bytes of the weights of the rank that has the most, the first."""
+    split = split_of(params, mp)
+    shapes = [weight.shape_of(weight.slices(split)[0]) for weight in all_weights(params, embedding_dim)]
     return sum(torch.Size(shape).numel() for shape in shapes) * dtype.itemsize
+
+
+def private_bytes(checkpoint: Checkpoint, ranks: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Bytes that one rank's weights take beside the mapped files: none where they can stay in them.
+
+    On a CPU only what is converted, put together of several files or cut along its rows is copied; counted for
+    the first rank, which has the most.
+    """
+    if device.type != "cpu":
+        return share_bytes(checkpoint.params, ranks, dtype, checkpoint.embedding_dim)
+    split = checkpoint.split(ranks)
+    copied = 0
+    for weight in checkpoint.weights:
+        own = weight.slices(split)[0]
+        sources = checkpoint.sources(weight, own)
+        (piece, part) = sources[0]
+        whole_rows = weight.cut != 1 or part == piece.held
+        stays = len(sources) == 1 and whole_rows and not piece.turned
+        if not stays or piece.entry.dtype != str(dtype).removeprefix("torch."):
+            copied += torch.Size(weight.shape_of(own)).numel() * dtype.itemsize
+    return copied
 
 
 def check_room(needed_bytes: int, device: torch.device, local_ranks: int, what: str) -> None:
@@ -55,25 +59,3 @@ def check_room(needed_bytes: int, device: torch.device, local_ranks: int, what: 
             f"({free_bytes / 1e9:.2f} GB) "
             "are free; use more ranks on more devices, a smaller dtype, or a smaller batch and max_seq_len"
         )
-
-
-def available_host_bytes() -> int:
-    """Memory that can be had without swapping; a container's limit counts. A huge number where nobody says."""
-    free = [2**62]
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            free += [int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:")]
-    except OSError:
-        pass
-    try:
-        group = Path("/sys/fs/cgroup")
-        allowed = (group / "memory.max").read_text(encoding="ascii").strip()
-        if allowed != "max":
-            used = int((group / "memory.current").read_text(encoding="ascii"))
-            counts = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
-            # Pages of files are given back when memory is wanted; our own mapped shards are among them.
-            files = int(counts.get("active_file", 0)) + int(counts.get("inactive_file", 0))
-            free.append(int(allowed) - used + files)
-    except (OSError, ValueError):
-        pass
-    return min(free)

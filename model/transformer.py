@@ -14,6 +14,7 @@ from model.feedforward import FeedForward
 from model.norm import RMSNorm
 from model.params import Params
 from model.rope import rotations
+from model.split import split_of
 from parallel import ColumnParallelLinear, Mesh, ParallelEmbedding, VocabParallelEmbedding
 from parallel.collectives import gather_from_ranks
 
@@ -44,11 +45,18 @@ class Transformer(nn.Module):
         assert params.vocab_size > 0, "the vocabulary's size must be known before the model is built"
         self.params = params
         self.mesh = mesh
-        embedding = VocabParallelEmbedding if embedding_dim == 0 else ParallelEmbedding
-        self.tok_embeddings = embedding(params.vocab_size, params.dim, mesh=mesh)
+        split = split_of(params, mesh.size)
+        self.vocabulary = split.vocabulary
+        self.tok_embeddings = (
+            VocabParallelEmbedding(params.vocab_size, params.dim, mesh=mesh, shares=split.vocabulary)
+            if embedding_dim == 0
+            else ParallelEmbedding(params.vocab_size, params.dim, mesh=mesh, shares=split.width)
+        )
         self.layers = nn.ModuleList(TransformerBlock(params, layer, mesh) for layer in range(params.n_layers))
         self.norm = RMSNorm(params.dim, params.norm_eps)
-        self.output = ColumnParallelLinear(params.dim, params.vocab_size, bias=False, gather_output=False, mesh=mesh)
+        self.output = ColumnParallelLinear(
+            params.dim, params.vocab_size, bias=False, gather_output=False, mesh=mesh, shares=split.vocabulary
+        )
         self._turns_Sh: Tensor | None = None
 
     def turns(self, max_tokens: int) -> Tensor:
@@ -82,4 +90,4 @@ class Transformer(nn.Module):
 
     def logits(self, x_BTD: Tensor) -> Tensor:
         """Hidden states [..., D] to all logits [..., V] in float32, the same on every rank. Collective."""
-        return gather_from_ranks(self.local_logits(x_BTD), self.mesh).to(torch.float32)
+        return gather_from_ranks(self.local_logits(x_BTD), self.mesh, self.vocabulary).to(torch.float32)

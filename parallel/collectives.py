@@ -9,16 +9,22 @@ Pairs of forward and backward (Megatron-LM, arXiv:1909.08053, section 3):
 | reduce_from_ranks | all-reduce | identity |
 | scatter_to_ranks | this rank's slice of the last dimension | all-gather |
 | gather_from_ranks | all-gather on the last dimension | this rank's slice |
+
+`shares`: what each rank owns of the last dimension, in order and without a gap; None where it goes evenly.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from parallel.mesh import Mesh
-from parallel.slices import share
+from parallel.slices import Slice, share
+
+Shares = Sequence[Slice] | None
 
 
 def all_reduce(x: Tensor, mesh: Mesh, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
@@ -30,18 +36,24 @@ def all_reduce(x: Tensor, mesh: Mesh, op: dist.ReduceOp.RedOpType = dist.ReduceO
     return x
 
 
-def all_gather_last_dim(x: Tensor, mesh: Mesh) -> Tensor:
+def all_gather_last_dim(x: Tensor, mesh: Mesh, shares: Shares = None) -> Tensor:
     """[..., n] of each rank to [..., N] in order of rank. Collective."""
     if mesh.alone:
         return x
-    parts = x.new_empty((mesh.size, *x.shape))
-    dist.all_gather(list(parts.unbind(0)), x.contiguous(), group=mesh.group)
-    return parts.movedim(0, -2).flatten(-2)
+    sizes = [own.size for own in shares] if shares is not None else [x.shape[-1]]
+    widest = max(sizes)
+    # Backends want the same size of every rank: narrower ones are filled up, and the filling is dropped.
+    padded = F.pad(x, (0, widest - x.shape[-1])).contiguous()
+    parts = padded.new_empty((mesh.size, *padded.shape))
+    dist.all_gather(list(parts.unbind(0)), padded, group=mesh.group)
+    if len(set(sizes)) == 1:
+        return parts.movedim(0, -2).flatten(-2)
+    return torch.cat([part[..., :size] for part, size in zip(parts, sizes, strict=True)], -1)
 
 
-def slice_last_dim(x: Tensor, mesh: Mesh) -> Tensor:
+def slice_last_dim(x: Tensor, mesh: Mesh, shares: Shares = None) -> Tensor:
     """[..., N] to this rank's [..., n]. Needs no communication."""
-    own = share(x.shape[-1], mesh.rank, mesh.size, "columns")
+    own = share(x.shape[-1], mesh.rank, mesh.size, "columns") if shares is None else shares[mesh.rank]
     return x[..., own.start : own.stop].contiguous()
 
 
@@ -76,24 +88,24 @@ class _Reduce(torch.autograd.Function):
 
 class _Scatter(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, mesh: Mesh) -> Tensor:
-        ctx.mesh = mesh
-        return slice_last_dim(x, mesh)
+    def forward(ctx: Any, x: Tensor, mesh: Mesh, shares: Shares) -> Tensor:
+        ctx.mesh, ctx.shares = mesh, shares
+        return slice_last_dim(x, mesh, shares)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return all_gather_last_dim(grads[0], ctx.mesh), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return all_gather_last_dim(grads[0], ctx.mesh, ctx.shares), None, None
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, mesh: Mesh) -> Tensor:
-        ctx.mesh = mesh
-        return all_gather_last_dim(x, mesh)
+    def forward(ctx: Any, x: Tensor, mesh: Mesh, shares: Shares) -> Tensor:
+        ctx.mesh, ctx.shares = mesh, shares
+        return all_gather_last_dim(x, mesh, shares)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return slice_last_dim(grads[0], ctx.mesh), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return slice_last_dim(grads[0], ctx.mesh, ctx.shares), None, None
 
 
 def _recording(x: Tensor) -> bool:
@@ -112,15 +124,19 @@ def reduce_from_ranks(x: Tensor, mesh: Mesh) -> Tensor:
     return _Reduce.apply(x, mesh) if _recording(x) else all_reduce(x, mesh)  # type: ignore[no-untyped-call]
 
 
-def scatter_to_ranks(x: Tensor, mesh: Mesh) -> Tensor:
+def scatter_to_ranks(x: Tensor, mesh: Mesh, shares: Shares = None) -> Tensor:
     """This rank's slice of the last dimension."""
     if mesh.alone:
         return x
-    return _Scatter.apply(x, mesh) if _recording(x) else slice_last_dim(x, mesh)  # type: ignore[no-untyped-call]
+    if not _recording(x):
+        return slice_last_dim(x, mesh, shares)
+    return _Scatter.apply(x, mesh, shares)  # type: ignore[no-untyped-call, no-any-return]
 
 
-def gather_from_ranks(x: Tensor, mesh: Mesh) -> Tensor:
+def gather_from_ranks(x: Tensor, mesh: Mesh, shares: Shares = None) -> Tensor:
     """Every rank's `x`, side by side on the last dimension."""
     if mesh.alone:
         return x
-    return _Gather.apply(x, mesh) if _recording(x) else all_gather_last_dim(x, mesh)  # type: ignore[no-untyped-call]
+    if not _recording(x):
+        return all_gather_last_dim(x, mesh, shares)
+    return _Gather.apply(x, mesh, shares)  # type: ignore[no-untyped-call, no-any-return]

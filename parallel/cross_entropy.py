@@ -11,15 +11,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.collectives import all_reduce
+from parallel.collectives import Shares, all_reduce
 from parallel.mesh import Mesh, current_mesh
 
 
 class _VocabParallelCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor, mesh: Mesh) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, target: Tensor, mesh: Mesh, first: int) -> Tensor:
         wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-        first = mesh.rank * logits.shape[-1]
         elsewhere = (target < first) | (target >= first + logits.shape[-1])
         local_target = (target - first).masked_fill(elsewhere, 0).unsqueeze(-1)
 
@@ -34,18 +33,23 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         return total.log() - wanted
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         softmax, local_target, elsewhere = ctx.saved_tensors
         hit = (~elsewhere).to(softmax.dtype).unsqueeze(-1)
         grad = softmax.scatter_add(-1, local_target, -hit) * grads[0].unsqueeze(-1)
-        return grad.to(ctx.logits_dtype), None, None
+        return grad.to(ctx.logits_dtype), None, None, None
 
 
-def vocab_parallel_cross_entropy(vocab_parallel_logits: Tensor, target: Tensor, *, mesh: Mesh | None = None) -> Tensor:
+def vocab_parallel_cross_entropy(
+    vocab_parallel_logits: Tensor, target: Tensor, *, mesh: Mesh | None = None, shares: Shares = None
+) -> Tensor:
     """-log softmax(logits)[target] for each target. Collective.
 
     vocab_parallel_logits: [..., V / size], this rank's share; target: [...] ids of the whole
-    vocabulary, the same on every rank. Returns [...], the same on every rank.
+    vocabulary, the same on every rank; `shares`: what each rank owns of the vocabulary, None where that is
+    the same for all. Returns [...], the same on every rank.
     """
-    loss = _VocabParallelCrossEntropy.apply(vocab_parallel_logits, target, mesh or current_mesh())  # type: ignore[no-untyped-call]
+    mesh = mesh or current_mesh()
+    first = mesh.rank * vocab_parallel_logits.shape[-1] if shares is None else shares[mesh.rank].start
+    loss = _VocabParallelCrossEntropy.apply(vocab_parallel_logits, target, mesh, first)  # type: ignore[no-untyped-call]
     return loss  # type: ignore[no-any-return]

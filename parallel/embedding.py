@@ -3,18 +3,22 @@
 Drop-in for fairscale 0.4.13's `fairscale.nn.model_parallel.layers`, but for two slips of its that we do
 not repeat: it applies `padding_idx` to this rank's row numbers rather than to the vocabulary's, and
 passes `scale_grad_by_freq` as `norm_type`. `max_norm` is refused where the dimension is cut, since a
-rank sees only a part of each row's norm.
+rank sees only a part of each row's norm. `shares`: as in linear.py.
 """
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import init
 
-from parallel.collectives import gather_from_ranks, reduce_from_ranks
+from parallel.collectives import Shares, gather_from_ranks, reduce_from_ranks
 from parallel.errors import RefusedError
 from parallel.initial import InitMethod, new_weight
 from parallel.mesh import Mesh, current_mesh
-from parallel.slices import share
+from parallel.slices import Slice, share
+
+
+def _own(shares: Shares, size: int, mesh: Mesh, what: str) -> Slice:
+    return share(size, mesh.rank, mesh.size, what) if shares is None else shares[mesh.rank]
 
 
 class VocabParallelEmbedding(nn.Module):
@@ -32,6 +36,7 @@ class VocabParallelEmbedding(nn.Module):
         init_method: InitMethod = init.xavier_normal_,
         *,
         mesh: Mesh | None = None,
+        shares: Shares = None,
     ) -> None:
         super().__init__()
         self.mesh = mesh or current_mesh()
@@ -44,7 +49,7 @@ class VocabParallelEmbedding(nn.Module):
         self.sparse = sparse
         if padding_idx is not None and not -num_embeddings <= padding_idx < num_embeddings:
             raise RefusedError(f"padding_idx={padding_idx} is not one of {num_embeddings} vocabulary entries")
-        own = share(num_embeddings, self.mesh.rank, self.mesh.size, "vocabulary entries")
+        own = _own(shares, num_embeddings, self.mesh, "vocabulary entries")
         self.vocab_start_index, self.vocab_end_index = own.start, own.stop
         self.num_embeddings_per_partition = own.size
         self.weight, _ = new_weight((num_embeddings, embedding_dim), 0, [own], init_method)
@@ -90,6 +95,7 @@ class ParallelEmbedding(nn.Module):
         keep_master_weight_for_test: bool = False,
         *,
         mesh: Mesh | None = None,
+        shares: Shares = None,
     ) -> None:
         super().__init__()
         self.mesh = mesh or current_mesh()
@@ -105,7 +111,8 @@ class ParallelEmbedding(nn.Module):
         self.norm_type = norm_type
         self.scale_grad_by_freq = scale_grad_by_freq
         self.sparse = sparse
-        own = share(embedding_dim, self.mesh.rank, self.mesh.size, "embedding dimensions")
+        self.shares = shares
+        own = _own(shares, embedding_dim, self.mesh, "embedding dimensions")
         self.embedding_dim_per_partition = own.size
         self.weight, master = new_weight((num_embeddings, embedding_dim), 1, [own], init_method)
         self.master_weight = master if keep_master_weight_for_test else None
@@ -120,4 +127,4 @@ class ParallelEmbedding(nn.Module):
             self.scale_grad_by_freq,
             self.sparse,
         )
-        return gather_from_ranks(columns, self.mesh)
+        return gather_from_ranks(columns, self.mesh, self.shares)

@@ -1,8 +1,11 @@
 """Linear layers cut over the ranks of a mesh.
 
 Drop-in for fairscale 0.4.13's `fairscale.nn.model_parallel.layers`: the same constructor arguments and
-the same forward, read from the same group registry; `mesh` is ours. The constructor takes the full
-sizes and holds this rank's share, so a model file reads as if nothing were cut.
+the same forward, read from the same group registry; `mesh` and `shares` are ours. The constructor takes
+the full sizes and holds this rank's share, so a model file reads as if nothing were cut.
+
+`shares`: what each rank owns of the dimension that is cut, where that is not the same for all. Without it
+a size that does not go evenly is refused, as in fairscale.
 
 Both follow Megatron-LM (arXiv:1909.08053, section 3). Constructors talk to nobody; forward and
 backward are collective.
@@ -13,16 +16,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import init
 
-from parallel.collectives import copy_to_ranks, gather_from_ranks, reduce_from_ranks, scatter_to_ranks
+from parallel.collectives import Shares, copy_to_ranks, gather_from_ranks, reduce_from_ranks, scatter_to_ranks
 from parallel.initial import InitMethod, new_weight
 from parallel.mesh import Mesh, current_mesh
-from parallel.slices import strided_shares
+from parallel.slices import Slice, strided_shares
+
+
+def _owned(shares: Shares, size: int, mesh: Mesh, stride: int, what: str) -> list[Slice]:
+    """The parts of a dimension of `size` that this rank owns."""
+    if shares is None:
+        return strided_shares(size, mesh.rank, mesh.size, stride, what)
+    assert stride == 1, "uneven shares of fused weights are not dealt out here"
+    return [shares[mesh.rank]]
 
 
 class ColumnParallelLinear(nn.Module):
     """y = x W^T + b with W [out, in] cut along out: x [..., in] whole, y cut, or gathered to [..., out].
 
-    `weight` is [out / size, in], `bias` [out / size].
+    `weight` is [out / size, in], `bias` [out / size]. Shares that overlap (KV heads that stand on several
+    ranks) cannot be gathered.
     """
 
     def __init__(
@@ -36,25 +48,27 @@ class ColumnParallelLinear(nn.Module):
         keep_master_weight_for_test: bool = False,
         *,
         mesh: Mesh | None = None,
+        shares: Shares = None,
     ) -> None:
         super().__init__()
         self.mesh = mesh or current_mesh()
         self.in_features = in_features
         self.out_features = out_features
         self.gather_output = gather_output
-        owned = strided_shares(out_features, self.mesh.rank, self.mesh.size, stride, "output features")
-        self.output_size_per_partition = out_features // self.mesh.size
+        self.shares = shares
+        owned = _owned(shares, out_features, self.mesh, stride, "output features")
+        self.output_size_per_partition = sum(own.size for own in owned)
         self.weight, master = new_weight((out_features, in_features), 0, owned, init_method)
         self.master_weight = master if keep_master_weight_for_test else None
         self.bias = nn.Parameter(torch.zeros(self.output_size_per_partition)) if bias else None
 
     def get_master_weight(self) -> Tensor:
         """The full weight [out, in], gathered from every rank. Collective."""
-        return gather_from_ranks(self.weight.data.transpose(0, 1), self.mesh).transpose(0, 1)
+        return gather_from_ranks(self.weight.data.transpose(0, 1), self.mesh, self.shares).transpose(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.linear(copy_to_ranks(x, self.mesh), self.weight, self.bias)
-        return gather_from_ranks(y, self.mesh) if self.gather_output else y
+        return gather_from_ranks(y, self.mesh, self.shares) if self.gather_output else y
 
 
 class RowParallelLinear(nn.Module):
@@ -74,23 +88,25 @@ class RowParallelLinear(nn.Module):
         keep_master_weight_for_test: bool = False,
         *,
         mesh: Mesh | None = None,
+        shares: Shares = None,
     ) -> None:
         super().__init__()
         self.mesh = mesh or current_mesh()
         self.in_features = in_features
         self.out_features = out_features
         self.input_is_parallel = input_is_parallel
-        owned = strided_shares(in_features, self.mesh.rank, self.mesh.size, stride, "input features")
-        self.input_size_per_partition = in_features // self.mesh.size
+        self.shares = shares
+        owned = _owned(shares, in_features, self.mesh, stride, "input features")
+        self.input_size_per_partition = sum(own.size for own in owned)
         self.weight, master = new_weight((out_features, in_features), 1, owned, init_method)
         self.master_weight = master if keep_master_weight_for_test else None
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
 
     def get_master_weight(self) -> Tensor:
         """The full weight [out, in], gathered from every rank. Collective."""
-        return gather_from_ranks(self.weight.data, self.mesh)
+        return gather_from_ranks(self.weight.data, self.mesh, self.shares)
 
     def forward(self, x: Tensor) -> Tensor:
-        own = x if self.input_is_parallel else scatter_to_ranks(x, self.mesh)
+        own = x if self.input_is_parallel else scatter_to_ranks(x, self.mesh, self.shares)
         y = reduce_from_ranks(F.linear(own, self.weight), self.mesh)
         return y if self.bias is None else y + self.bias

@@ -82,7 +82,7 @@ def run_transformers(ckpt_dir: str, new_tokens: int) -> dict[str, Any]:
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-    from model.checkpoint.meta_folder import open_checkpoint
+    from model.checkpoint.opening import open_checkpoint
 
     torch.set_num_threads(_CORES)
     params = open_checkpoint(ckpt_dir).params
@@ -102,7 +102,7 @@ def run_transformers(ckpt_dir: str, new_tokens: int) -> dict[str, Any]:
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
     model = model.to_empty(device="cpu").float().eval()
-    model.load_state_dict(transformers_state(ckpt_dir, params), strict=False)
+    model.load_state_dict(transformers_state(ckpt_dir))
     model.model.rotary_emb.__init__(config)  # its buffers are no weights: to_empty left them unset
     load_s = time.perf_counter() - started
     prompt = torch.arange(1, _PROMPT_TOKENS + 1).unsqueeze(0)
@@ -115,35 +115,21 @@ def run_transformers(ckpt_dir: str, new_tokens: int) -> dict[str, Any]:
     return {"rate": decode_rate(generate, new_tokens), "load_s": load_s, "peak_bytes": peak.bytes}
 
 
-def transformers_state(ckpt_dir: str, params: Any) -> dict[str, Any]:
-    """Meta's weights under Hugging Face's names, q and k in its order of rows."""
-    import torch
+def transformers_state(ckpt_dir: str) -> dict[str, Any]:
+    """The weights under Hugging Face's names, q and k in its order of rows."""
+    from model.checkpoint.hugging_face_names import hugging_face_name, is_turned
+    from model.checkpoint.opening import open_checkpoint
+    from model.checkpoint.reading import hugging_face_rows, open_weights
+    from parallel.slices import Slice
 
-    weights = torch.load(Path(ckpt_dir) / "consolidated.00.pth", map_location="cpu", mmap=True, weights_only=True)
-    names = {
-        "tok_embeddings": "model.embed_tokens",
-        "norm": "model.norm",
-        "output": "lm_head",
-        "attention.wq": "self_attn.q_proj",
-        "attention.wk": "self_attn.k_proj",
-        "attention.wv": "self_attn.v_proj",
-        "attention.wo": "self_attn.o_proj",
-        "feed_forward.w1": "mlp.gate_proj",
-        "feed_forward.w2": "mlp.down_proj",
-        "feed_forward.w3": "mlp.up_proj",
-        "attention_norm": "input_layernorm",
-        "ffn_norm": "post_attention_layernorm",
-    }
-    state = {}
-    for name, tensor in weights.items():
-        match = re.fullmatch(r"(layers\.\d+\.)?(.+)\.weight", name)
-        if match is None or match[2] not in names:
-            continue
-        if match[2] in ("attention.wq", "attention.wk"):
-            pairs = tensor.view(-1, params.head_dim // 2, 2, params.dim)
-            tensor = pairs.transpose(1, 2).reshape(tensor.shape)
-        prefix = f"model.{match[1]}" if match[1] else ""
-        state[f"{prefix}{names[match[2]]}.weight"] = tensor.float()
+    checkpoint, state = open_checkpoint(ckpt_dir), {}
+    with open_weights(checkpoint) as reader:
+        for weight in checkpoint.weights:
+            tensor = reader.read(weight, Slice(0, weight.length)).float()
+            turned = is_turned(weight.name)
+            state[hugging_face_name(weight.name)] = (
+                hugging_face_rows(tensor, checkpoint.params.head_dim) if turned else tensor
+            )
     return state
 
 

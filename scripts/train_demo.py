@@ -26,7 +26,9 @@ from model.checkpoint.manifest import MANIFEST, manifest_text
 from model.checkpoint.params_json import read_params
 from model.checkpoint.shard_writer import planned, write_shard
 from model.checkpoint.torch_file import read_header
+from model.cuts import all_weights
 from model.params import Params
+from model.split import split_of
 from model.transformer import Transformer
 from parallel import World, start_world, vocab_parallel_cross_entropy
 from parallel.collectives import all_reduce
@@ -121,7 +123,7 @@ def loss_of(model: Transformer, rows: Tensor) -> Tensor:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         hidden = model(rows[:, :-1])
         logits = model.local_logits(hidden)
-    return vocab_parallel_cross_entropy(logits, rows[:, 1:], mesh=model.mesh).mean()
+    return vocab_parallel_cross_entropy(logits, rows[:, 1:], mesh=model.mesh, shares=model.vocabulary).mean()
 
 
 @torch.no_grad()
@@ -250,7 +252,9 @@ def train(text: str, out: str, work: str = "train_demo_work", steps: int = 4000)
     world.together("writing the shard", lambda: write_shard(own_shard, planned(weights)))
     if first_rank:
         headers = [read_header(out_dir / f"consolidated.{rank:02d}.pth") for rank in range(world.env.world_size)]
-        (out_dir / MANIFEST).write_text(manifest_text(headers))
+        (out_dir / MANIFEST).write_text(
+            manifest_text(headers, all_weights(model.params, 1), split_of(model.params, world.mesh.size))
+        )
         (work_dir / "log.json").write_text(json.dumps(log))
         plot(log, out_dir / "loss.png")
     world.together("finishing", lambda: None)

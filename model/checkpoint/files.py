@@ -8,17 +8,21 @@ import stat
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from parallel.errors import RefusedError
 
-DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 AGAIN = "download it again"
 
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """Where a tensor stands in its file: bytes [start, start + nbytes), inside a record with a CRC-32."""
+    """Where a tensor stands in its file: bytes [start, start + nbytes), inside a record.
+
+    A record is what has a checksum of its own (`crc32`, None where the format has none); in formats without
+    records it is the tensor itself.
+    """
 
     name: str
     dtype: str
@@ -26,12 +30,17 @@ class TensorEntry:
     record: str
     record_start: int
     record_bytes: int
-    crc32: int
+    crc32: int | None
     start: int
 
     @property
     def nbytes(self) -> int:
         return prod(self.shape) * DTYPE_BYTES[self.dtype]
+
+    @property
+    def own_crc32(self) -> int | None:
+        """The checksum of the tensor alone; None where its record holds more, or has none."""
+        return self.crc32 if self.nbytes == self.record_bytes else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +57,32 @@ class FileStamp:
         return cls(status.st_ino, status.st_size, status.st_mtime_ns)
 
 
+FileKind = Literal["torch", "legacy", "safetensors", "gguf"]
+
+
 @dataclass(frozen=True, slots=True)
-class ShardHeader:
-    """The tensors of one shard, by name, as its header describes them."""
+class FileHeader:
+    """The tensors of one file, by name, as its header describes them."""
 
     path: Path
     stamp: FileStamp
     tensors: dict[str, TensorEntry]
-    nested: bool
-    legacy: bool = False
+    kind: FileKind = "torch"
+    # A .pth file whose table stands under the key "model".
+    nested: bool = False
+
+    @property
+    def checksums(self) -> dict[str, int | None]:
+        """The CRC-32 of each tensor's record."""
+        return {name: entry.crc32 for name, entry in self.tensors.items()}
+
+    def check_unchanged(self, stamp: FileStamp) -> None:
+        """RefusedError where the file is not what it was when its header was read."""
+        if stamp != self.stamp:
+            raise RefusedError(
+                f"{self.path}: was changed while it was being read (size {self.stamp.size}, now {stamp.size}); "
+                "wait until it is whole, then start again"
+            )
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -80,7 +106,12 @@ def describe_start(start: bytes) -> str | None:
     """What a file that is neither zip nor pickle is, by its first bytes."""
     text = start.lstrip().lower()
     if text.startswith(b"version https://git-lfs"):
-        return "is a Git LFS pointer, not the weights; run `git lfs pull` in its repository"
+        return "is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository"
     if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<")):
-        return f"is not a PyTorch file but a web page (starts with {start[:16]!r}); {AGAIN}"
+        return f"is a web page (starts with {start[:16]!r}); {AGAIN}"
     return None
+
+
+def shown(text: str) -> str:
+    """A name out of a file as it can be printed: a damaged one may hold anything."""
+    return text if text.isascii() and text.isprintable() and len(text) <= 80 else ascii(text[:80])

@@ -5,7 +5,7 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model.checkpoint.files import DTYPE_BYTES, FileStamp, ShardHeader, TensorEntry, open_regular
+from model.checkpoint.files import DTYPE_BYTES, FileHeader, FileStamp, TensorEntry, open_regular
 from parallel.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def load_legacy(path: Path) -> "dict[str, Tensor]":
     return {str(name): tensor for name, tensor in state.items()}
 
 
-def read_legacy_header(path: Path) -> ShardHeader:
+def read_legacy_header(path: Path) -> FileHeader:
     """A header like that of a zip file, computed from the loaded tensors."""
     import torch
 
@@ -48,5 +48,6 @@ def read_legacy_header(path: Path) -> ShardHeader:
             raise RefusedError(f"{path}: {name} has dtype {dtype}; wanted {', '.join(DTYPE_BYTES)}")
         crc32 = zlib.crc32(tensor.flatten().view(torch.uint8).numpy().data)
         nbytes = tensor.numel() * tensor.element_size()
-        entries[name] = TensorEntry(name, dtype, tuple(tensor.shape), name, 0, nbytes, crc32, 0)
-    return ShardHeader(path, stamp, entries, nested=False, legacy=True)
+        # One record for all: the file can only be read, and so checked, as a whole.
+        entries[name] = TensorEntry(name, dtype, tuple(tensor.shape), "data", 0, nbytes, crc32, 0)
+    return FileHeader(path, stamp, entries, kind="legacy")

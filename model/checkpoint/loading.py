@@ -1,132 +1,157 @@
-"""Reading a shard's weights: mapped, checked record by record, copied one at a time to their place."""
+"""Loading: each rank takes its slices of the files to their final place, and the ranks share the checking.
 
-import zlib
+On a CPU, in the dtype of the files, the final place of a slice that stands in one piece is the mapped file
+itself: nothing is copied, processes share the pages, and the system can drop and re-read them. What must be
+converted, put together, turned or brought to a GPU is copied once. docs/adr/0008-weights-stay-in-their-files.md
+"""
+
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from model.checkpoint.files import AGAIN, FileStamp, ShardHeader, TensorEntry, open_regular
-from model.checkpoint.legacy import load_legacy
-from parallel.errors import RefusedError
+from model.checkpoint.checking import Cancelled, Check, check_record, checks_of, deal_checks
+from model.checkpoint.checkpoint import Checkpoint
+from model.checkpoint.reading import MappedFile, WeightReader, open_weights
+from model.checkpoint.staging import Stager
+from model.cuts import Weight
+from parallel.slices import Slice
 
 # Called with bytes read so far and bytes in all.
 Progress = Callable[[int, int], None]
-_CRC_CHUNK_BYTES = 2**24
-_SUM_NUMBERS = 2**22
-
-
-class ShardReader:
-    """The tensors of an open shard: views of the mapped file, each checked against its CRC-32 when read."""
-
-    def __init__(self, header: ShardHeader) -> None:
-        self.header = header
-        self._checked: set[str] = set()
-        self._checked_records: set[str] = set()
-        self._tensors = load_legacy(header.path) if header.legacy else _map_tensors(header)
-
-    def read(self, name: str) -> Tensor:
-        """The tensor `name` as it stands in the file, not to be written to.
-
-        RefusedError where it is not what the header says, its record's CRC-32 is not the one in the file, or
-        a number is not finite.
-        """
-        if name not in self._checked:
-            self._check(self.header.tensors[name], self._tensors.get(name))
-            self._checked.add(name)
-        return self._tensors[name]
-
-    def _check(self, entry: TensorEntry, tensor: Tensor | None) -> None:
-        """Look at what torch gave, not at what another reader of zip files would have."""
-        found = tensor is not None and (tuple(tensor.shape), str(tensor.dtype), tensor.is_contiguous())
-        if tensor is None or found != (entry.shape, f"torch.{entry.dtype}", True):
-            raise RefusedError(f"{self.header.path}: {entry.name} is not what the file's directory says; {AGAIN}")
-        if not self.header.legacy and entry.record not in self._checked_records:
-            self._check_record(entry, tensor)
-            self._checked_records.add(entry.record)
-        # A sum is finite only if all its numbers are (or it overflowed): one pass, and a search if it is not.
-        # In parts, since summing in float32 copies what it sums on a CPU.
-        parts = torch.split(tensor.view(-1), _SUM_NUMBERS)
-        if not all(bool(torch.isfinite(part.sum(dtype=torch.float32))) for part in parts):
-            _refuse_non_finite(self.header, entry.name, tensor)
-
-    def _check_record(self, entry: TensorEntry, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        content = memoryview(torch.empty(0, dtype=torch.uint8).set_(storage).numpy())  # type: ignore[arg-type]
-        if len(content) != entry.record_bytes:
-            raise RefusedError(f"{self.header.path}: {entry.name} is not what the file's directory says; {AGAIN}")
-        crc32 = 0
-        for start in range(0, entry.record_bytes, _CRC_CHUNK_BYTES):
-            crc32 = zlib.crc32(content[start : start + _CRC_CHUNK_BYTES], crc32)
-        if crc32 != entry.crc32:
-            raise RefusedError(
-                f"{self.header.path}: {entry.name} is damaged: record {entry.record} has CRC-32 "
-                f"{crc32:08x}, the file says {entry.crc32:08x}; get the file again"
-            )
-
-
-@contextmanager
-def open_shard(header: ShardHeader) -> Iterator[ShardReader]:
-    """Map a shard whose header was read before. RefusedError where the file was changed since or meanwhile."""
-    with open_regular(header.path) as file:
-        _check_unchanged(header, FileStamp.of(file))
-        yield ShardReader(header)
-        _check_unchanged(header, FileStamp.of(file))
-    with open_regular(header.path) as file:
-        _check_unchanged(header, FileStamp.of(file))
-
-
-def _check_unchanged(header: ShardHeader, stamp: FileStamp) -> None:
-    if stamp != header.stamp:
-        raise RefusedError(
-            f"{header.path}: was changed while it was being read (size {header.stamp.size}, now {stamp.size}); "
-            "wait until it is whole, then start again"
-        )
-
-
-def _map_tensors(header: ShardHeader) -> dict[str, Tensor]:
-    try:
-        state = torch.load(header.path, map_location="cpu", mmap=True, weights_only=True)
-    except Exception as error:  # torch raises many kinds here, with advice that we do not pass on
-        raise RefusedError(
-            f"{header.path}: torch's weights-only reader refuses it ({type(error).__name__}); nothing of it was "
-            "executed. Save it again with torch.save, or get the weights from a source that you trust"
-        ) from None
-    tensors: dict[str, Tensor] = state["model"] if header.nested else state
-    return tensors
-
-
-def _refuse_non_finite(header: ShardHeader, name: str, tensor: Tensor) -> None:
-    bad = torch.nonzero(~torch.isfinite(tensor))
-    if len(bad):
-        first = bad[0].tolist()
-        value = tensor[tuple(first)].item()
-        raise RefusedError(
-            f"{header.path}: {name} holds {len(bad)} "
-            f"number{'s that are' if len(bad) > 1 else ' that is'} not finite, the "
-            f"first {value} at {first}; the weights are spoilt: get the file again"
-        )
+# What torch's own allocator gives, and what its kernels like.
+_ALIGNMENT_BYTES = 16
 
 
 def load_weights(
-    header: ShardHeader,
+    checkpoint: Checkpoint,
+    rank: int,
+    ranks: int,
     dtype: torch.dtype,
     device: torch.device,
-    wanted: list[str],
+    neighbours: range | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Tensor]:
-    """Every weight of `wanted`, in `dtype` on `device`, in memory of its own.
+    """Rank `rank`'s slice of every weight, in `dtype` on `device`. Not to be written to.
 
-    Holds one tensor besides the result at any time; the file's pages are shared with other processes and
-    can be dropped by the system.
+    `neighbours`: the ranks of this host (this one alone, where it is None): each record that any of them
+    reads is checked by one of them, so a slice may be used only after all of them have returned.
+    RefusedError where a file is damaged, or was changed since its header was read.
     """
-    total = sum(header.tensors[name].nbytes for name in wanted)
-    done, weights = 0, {}
-    with open_shard(header) as reader:
-        for name in wanted:
-            weights[name] = reader.read(name).to(device=device, dtype=dtype, copy=True)
-            done += header.tensors[name].nbytes
-            if progress is not None:
-                progress(done, total)
+    neighbours = neighbours or range(rank, rank + 1)
+    split = checkpoint.split(ranks)
+    owned = {weight.name: weight.slices(split) for weight in checkpoint.weights}
+    checks = checks_of(checkpoint)
+    wanted = [_records(checkpoint, owned, neighbour, ranks) for neighbour in neighbours]
+    mine = deal_checks(checks, wanted)[neighbours.index(rank)]
+    counted = _counter(sum(check.nbytes for check in mine), progress)
+    with open_weights(checkpoint) as reader, _checking(mine, counted):
+        place = _Placer(reader, dtype, device)
+        prefer = rank if checkpoint.mp == ranks else 0
+        weights = {weight.name: place(weight, owned[weight.name][rank], prefer) for weight in checkpoint.weights}
+        place.finish()
     return weights
+
+
+def _records(
+    checkpoint: Checkpoint, owned: dict[str, tuple[Slice, ...]], rank: int, ranks: int
+) -> set[tuple[Path, str]]:
+    """The records that a rank reads of."""
+    prefer = rank if checkpoint.mp == ranks else 0
+    return {
+        (piece.header.path, piece.entry.record)
+        for weight in checkpoint.weights
+        for piece, _ in checkpoint.sources(weight, owned[weight.name][rank], prefer)
+    }
+
+
+def _counter(total: int, progress: Progress | None) -> Callable[[int], None]:
+    done, lock = 0, threading.Lock()
+
+    def count(nbytes: int) -> None:
+        nonlocal done
+        if progress is not None:
+            with lock:
+                done += nbytes
+                progress(done, total)
+
+    return count
+
+
+@contextmanager
+def _checking(checks: list[Check], counted: Callable[[int], None]) -> Iterator[None]:
+    """Check records on this rank's threads while the body runs; the first fault, in order, ends both."""
+    cancelled = threading.Event()
+    threads = torch.get_num_threads()
+    # zlib and torch both let other threads run while they work; each of ours sums by itself.
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        futures: list[Future[None]] = [pool.submit(check_record, check, counted, cancelled) for check in checks]
+        try:
+            yield
+            _wait_for(futures)
+        finally:
+            cancelled.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            torch.set_num_threads(threads)
+
+
+def _wait_for(futures: list[Future[None]]) -> None:
+    for future in futures:
+        try:
+            future.result()
+        except Cancelled:
+            raise AssertionError("a check was cancelled before one failed") from None
+
+
+class _Placer:
+    """Brings slices to their final place."""
+
+    def __init__(self, reader: WeightReader, dtype: torch.dtype, device: torch.device) -> None:
+        self.reader, self.dtype, self.device = reader, dtype, device
+        self.stager = Stager(device) if device.type == "cuda" else None
+
+    def __call__(self, weight: Weight, own: Slice, prefer: int) -> Tensor:
+        parts = list(self.reader.parts(weight, own, prefer))
+        if len(parts) == 1 and self._can_stay(parts[0]):
+            self._bring_in(weight, own, prefer)
+            return parts[0]
+        placed = torch.empty(weight.shape_of(own), dtype=self.dtype, device=self.device)
+        start, dim = 0, weight.cut or 0
+        for part in parts:
+            place = placed.narrow(dim, start, part.shape[dim])
+            if self.stager is None:
+                place.copy_(part)
+            else:
+                self.stager.copy(part, place)
+            start += part.shape[dim]
+        return placed
+
+    def _can_stay(self, part: Tensor) -> bool:
+        return (
+            self.device.type == "cpu"
+            and part.dtype == self.dtype
+            and part.is_contiguous()
+            and part.data_ptr() % _ALIGNMENT_BYTES == 0
+        )
+
+    def _bring_in(self, weight: Weight, own: Slice, prefer: int) -> None:
+        (piece, part), *_ = self.reader.checkpoint.sources(weight, own, prefer)
+        file = self.reader.file(piece.header)
+        if isinstance(file, MappedFile):
+            row_bytes = piece.entry.nbytes // piece.held.size
+            offset = part.from_start_of(piece.held).start * row_bytes if weight.cut in (0, None) else 0
+            file.bring_in(piece.entry.start + offset, weight_bytes(weight, own, self.dtype))
+
+    def finish(self) -> None:
+        """Wait for copies that are under way."""
+        if self.stager is not None:
+            self.stager.wait()
+
+
+def weight_bytes(weight: Weight, own: Slice, dtype: torch.dtype) -> int:
+    """Bytes of a slice."""
+    return int(torch.Size(weight.shape_of(own)).numel()) * dtype.itemsize

@@ -1,112 +1,66 @@
-"""params.json, read strictly: every key is known, typed and in range, or refused by name."""
+"""params.json, read strictly (every key is known, typed and in range, or refused by name), and written.
+
+Meta's file says only that the rotary frequencies are scaled. Four keys are ours, written only where what
+Meta's code has hard-wired would not do: `rope_scaling_factor`, and `rope_low_freq_factor`,
+`rope_high_freq_factor`, `rope_old_context_tokens` (1, 4 and 8192 where absent; they want `rope_theta`,
+`rope_scaling_factor` and `use_scaled_rope` beside them).
+"""
 
 import difflib
-import json
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint.files import open_regular
-from model.params import GivenRope, Params, ffn_width, rope_of
+from model.checkpoint.strict_json import Field, read_json_object
+from model.params import GivenRope, Params, RopeScaling, ffn_width, rope_of
 from parallel.errors import RefusedError
 
-_MAX_BYTES = 2**20
 # Run-time settings that some exports carry. The flags decide; a value in the file is passed over.
 RUN_TIME_KEYS = ("max_seq_len", "max_batch_size")
 
-
-@dataclass(frozen=True, slots=True)
-class _Field:
-    kind: type[int] | type[float] | type[bool]
-    low: float = 0
-    high: float = 0
-    nullable: bool = False
-
-    @property
-    def wanted(self) -> str:
-        if self.kind is bool:
-            return "true or false"
-        noun = "a whole number" if self.kind is int else "a finite number"
-        return f"{noun} of {self.low:.15g} to {self.high:.15g}"
-
-
-_FIELDS: dict[str, _Field] = {
-    "dim": _Field(int, 1, 2**20),
-    "n_layers": _Field(int, 1, 4096),
-    "n_heads": _Field(int, 1, 2**16),
-    "n_kv_heads": _Field(int, 1, 2**16, nullable=True),
-    "vocab_size": _Field(int, -1, 2**24),
-    "multiple_of": _Field(int, 1, 2**24),
-    "ffn_dim_multiplier": _Field(float, 0.01, 100, nullable=True),
-    "norm_eps": _Field(float, 1e-20, 1),
-    "rope_theta": _Field(float, 1, 1e12),
-    "use_scaled_rope": _Field(bool),
-    "rope_scaling_factor": _Field(float, 1, 1e6),
-    "max_seq_len": _Field(int, 1, 2**40),
-    "max_batch_size": _Field(int, 1, 2**40),
+FIELDS: dict[str, Field] = {
+    "dim": Field(int, 1, 2**20),
+    "n_layers": Field(int, 1, 4096),
+    "n_heads": Field(int, 1, 2**16),
+    "n_kv_heads": Field(int, 1, 2**16, nullable=True),
+    "vocab_size": Field(int, -1, 2**24),
+    "multiple_of": Field(int, 1, 2**24),
+    "ffn_dim_multiplier": Field(float, 0.01, 100, nullable=True),
+    "norm_eps": Field(float, 1e-20, 1),
+    "rope_theta": Field(float, 1, 1e12),
+    "use_scaled_rope": Field(bool),
+    "rope_scaling_factor": Field(float, 1, 1e6),
+    "rope_low_freq_factor": Field(float, 1e-6, 1e6),
+    "rope_high_freq_factor": Field(float, 1e-6, 1e6),
+    "rope_old_context_tokens": Field(int, 1, 2**40),
+    "max_seq_len": Field(int, 1, 2**40),
+    "max_batch_size": Field(int, 1, 2**40),
 }
 _REQUIRED = ("dim", "n_layers", "n_heads")
+_BLEND_KEYS = {
+    "rope_low_freq_factor": "low_freq_factor",
+    "rope_high_freq_factor": "high_freq_factor",
+    "rope_old_context_tokens": "old_context_tokens",
+}
+_BLEND_NEEDS = ("rope_theta", "rope_scaling_factor", "use_scaled_rope")
+# multiple_of and ffn_dim_multiplier of the published files; each of them meets its own pair first, or the same
+# width without a multiplier.
+_PUBLISHED_WIDTHS = ((256, None), (256, 1.5), (4096, 1.3), (1024, 1.3), (4096, 1.2))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.exists() and not path.is_symlink():
         raise RefusedError(f"{path}: does not exist; a Meta checkpoint folder holds params.json beside its shards")
-    with open_regular(path) as file:
-        data = file.read(_MAX_BYTES + 1)
-    if len(data) > _MAX_BYTES:
-        raise RefusedError(f"{path}: has more than {_MAX_BYTES} bytes, which is no table of sizes; download it again")
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise RefusedError(f"{path}: is not UTF-8 text (byte {error.start}); download it again") from None
-    start = text.lstrip()[:40].lower()
-    if start.startswith(("<!doctype", "<html", "<head", "<?xml")):
-        raise RefusedError(f"{path}: is a web page, not JSON (an error page saved by a download?); download it again")
-    if start.startswith("version https://git-lfs"):
-        raise RefusedError(f"{path}: is a Git LFS pointer, not the file; run `git lfs pull` in its repository")
-    try:
-        found = json.loads(text, object_pairs_hook=lambda pairs: _without_repeats(path, pairs))
-    except json.JSONDecodeError as error:
-        raise RefusedError(f"{path}:{error.lineno}:{error.colno}: is not valid JSON: {error.msg}") from None
-    except RefusedError:
-        raise
-    except (RecursionError, ValueError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else "a number of too many digits"
-        raise RefusedError(f"{path}: is not valid JSON: {reason}") from None
-    if not isinstance(found, dict):
-        raise RefusedError(f'{path}: holds {_kind_of(found)}; an object such as {{"dim": 4096, ...}} is expected')
-    return found
-
-
-def _without_repeats(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise RefusedError(f"{path}: key '{key}' is given twice; keep one")
-    return dict(pairs)
-
-
-def _kind_of(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")
+    return read_json_object(path, '{"dim": 4096, ...}')
 
 
 def _check_field(path: Path, key: str, value: Any) -> None:
-    field = _FIELDS.get(key)
+    field = FIELDS.get(key)
     if field is None:
-        near = difflib.get_close_matches(key, _FIELDS, 1)
-        hint = f"; did you mean '{near[0]}'?" if near else f"; known keys: {', '.join(_FIELDS)}"
+        near = difflib.get_close_matches(key, FIELDS, 1)
+        hint = f"; did you mean '{near[0]}'?" if near else f"; known keys: {', '.join(FIELDS)}"
         raise RefusedError(f"{path}: unknown key '{key}'{hint}")
-    if value is None and field.nullable:
-        return
-    if field.kind is bool:
-        right = isinstance(value, bool)
-    else:
-        numeric = int if field.kind is int else int | float
-        right = isinstance(value, numeric) and not isinstance(value, bool)
-        right = right and field.low <= value <= field.high
-    if not right:
-        raise RefusedError(f"{path}: {key} is {json.dumps(value)[:80]}; wanted {field.wanted}")
+    field.check(path, key, value)
 
 
 def read_params(path: Path) -> Params:
@@ -116,19 +70,10 @@ def read_params(path: Path) -> Params:
         _check_field(path, key, value)
     for key in _REQUIRED:
         if key not in raw:
-            raise RefusedError(f"{path}: key '{key}' is missing; wanted {_FIELDS[key].wanted}")
+            raise RefusedError(f"{path}: key '{key}' is missing; wanted {FIELDS[key].wanted}")
     dim, n_heads = raw["dim"], raw["n_heads"]
     n_kv_heads = raw.get("n_kv_heads") or n_heads
-    if dim % n_heads or (dim // n_heads) % 2:
-        raise RefusedError(
-            f"{path}: dim={dim} over n_heads={n_heads} gives {dim / n_heads:g} numbers a head; "
-            "wanted a whole, even number (rotary embedding turns pairs)"
-        )
-    if n_heads % n_kv_heads:
-        raise RefusedError(
-            f"{path}: n_kv_heads={n_kv_heads} does not divide n_heads={n_heads}; "
-            "every KV head serves the same number of query heads"
-        )
+    check_heads(path, dim, n_heads, n_kv_heads, ("dim", "n_heads", "n_kv_heads"))
     if raw.get("vocab_size") == 0:
         raise RefusedError(f"{path}: vocab_size is 0; wanted a positive number, or -1 for the tokenizer's size")
     given = GivenRope(
@@ -137,6 +82,9 @@ def read_params(path: Path) -> Params:
         factor=float(raw["rope_scaling_factor"]) if "rope_scaling_factor" in raw else None,
     )
     theta, scaling, reason = rope_of(given, dim, raw.get("vocab_size", -1))
+    blend: dict[str, Any] = {field: raw[key] for key, field in _BLEND_KEYS.items() if key in raw}
+    if blend:
+        scaling = _blended(path, scaling, raw, blend)
     return Params(
         dim=dim,
         n_layers=raw["n_layers"],
@@ -148,5 +96,87 @@ def read_params(path: Path) -> Params:
         rope_theta=theta,
         rope_scaling=scaling,
         rope_reason=reason,
-        rope_given=given,
+        # With these keys all is said: the vocabulary, once known, changes nothing.
+        rope_given=None if blend else given,
+    )
+
+
+def check_heads(path: Path, dim: int, n_heads: int, n_kv_heads: int, names: tuple[str, str, str]) -> None:
+    """Refuse heads that do not divide the width, or each other. `names`: what the file calls the three."""
+    if dim % n_heads or (dim // n_heads) % 2:
+        raise RefusedError(
+            f"{path}: {names[0]}={dim} over {names[1]}={n_heads} gives {dim / n_heads:g} numbers a head; "
+            "wanted a whole, even number (rotary embedding turns pairs)"
+        )
+    if n_heads % n_kv_heads:
+        raise RefusedError(
+            f"{path}: {names[2]}={n_kv_heads} does not divide {names[1]}={n_heads}; "
+            "every KV head serves the same number of query heads"
+        )
+
+
+def _blended(path: Path, scaling: RopeScaling | None, raw: dict[str, Any], blend: dict[str, Any]) -> RopeScaling:
+    """The scaling with the file's own bounds between kept and slowed frequencies."""
+    missing = [key for key in _BLEND_NEEDS if not raw.get(key)]
+    if scaling is None or missing:
+        key = next(key for key in _BLEND_KEYS if key in raw)
+        raise RefusedError(f"{path}: {key} is given without {', '.join(missing)}; give all of them, or none")
+    found = replace(scaling, **blend)
+    if found.low_freq_factor >= found.high_freq_factor:
+        raise RefusedError(
+            f"{path}: rope_low_freq_factor={found.low_freq_factor:g} is not below "
+            f"rope_high_freq_factor={found.high_freq_factor:g}"
+        )
+    return found
+
+
+def params_json_of(params: Params) -> dict[str, object]:
+    """The content of a params.json that `read_params` reads as `params`, in every number.
+
+    RefusedError where no multiple_of and ffn_dim_multiplier give the feed-forward width.
+    """
+    multiple_of, multiplier = _width_keys(params.dim, params.ffn_dim)
+    content: dict[str, object] = {
+        "dim": params.dim,
+        "n_layers": params.n_layers,
+        "n_heads": params.n_heads,
+        "n_kv_heads": params.n_kv_heads,
+        "vocab_size": params.vocab_size,
+        "multiple_of": multiple_of,
+        "ffn_dim_multiplier": multiplier,
+        "norm_eps": params.norm_eps,
+        "rope_theta": params.rope_theta,
+        "use_scaled_rope": True,
+    }
+    if multiplier is None:
+        del content["ffn_dim_multiplier"]
+    if params.rope_scaling is None:
+        del content["use_scaled_rope"]
+        return content
+    return content | _scaling_keys(params, params.rope_scaling)
+
+
+def _scaling_keys(params: Params, scaling: RopeScaling) -> dict[str, object]:
+    """Our own keys, where `rope_of` would not find this scaling by itself."""
+    given = GivenRope(theta=params.rope_theta, scaled=True, factor=None)
+    if rope_of(given, params.dim, params.vocab_size)[1] == scaling:
+        return {}
+    keys: dict[str, object] = {"rope_scaling_factor": scaling.factor}
+    if scaling != RopeScaling(factor=scaling.factor):
+        keys |= {key: getattr(scaling, field) for key, field in _BLEND_KEYS.items()}
+    return keys
+
+
+def _width_keys(dim: int, ffn_dim: int) -> tuple[int, float | None]:
+    """A multiple_of and an ffn_dim_multiplier that give `ffn_dim`: a published pair, else the simplest."""
+    rounded = [(2**power, None) for power in range(24, -1, -1)]
+    # Half a number more, so that rounding down meets it.
+    exact = (1, (ffn_dim + 0.5) / ffn_width(dim, 1, None))
+    for multiple_of, multiplier in (*_PUBLISHED_WIDTHS, *rounded, exact, (ffn_dim, None)):
+        fits = FIELDS["multiple_of"].fits(multiple_of) and FIELDS["ffn_dim_multiplier"].fits(multiplier)
+        if fits and ffn_width(dim, multiple_of, multiplier) == ffn_dim:
+            return multiple_of, multiplier
+    raise RefusedError(
+        f"a feed-forward width of {ffn_dim} cannot be written to params.json: it is less than a hundredth of what "
+        f"Meta's rule gives for a model {dim} wide"
     )

@@ -37,6 +37,12 @@ class PlannedTensor:
     def nbytes(self) -> int:
         return int(torch.Size(self.shape).numel()) * self.dtype.itemsize
 
+    def content(self) -> memoryview:
+        """The tensor's bytes, made now."""
+        made = self.make().detach().to("cpu").contiguous()
+        assert tuple(made.shape) == self.shape and made.dtype == self.dtype, f"{self.name} is not as planned"
+        return memoryview(made.flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
+
 
 def planned(weights: dict[str, Tensor]) -> list[PlannedTensor]:
     """A plan for tensors that are in memory already."""
@@ -97,19 +103,13 @@ def write_shard(path: Path, tensors: Iterable[PlannedTensor], wrote: Callable[[i
                 _add(archive, "byteorder", memoryview(b"little"))
                 _add(archive, "version", memoryview(b"3\n"))
                 for index, tensor in enumerate(tensors):
-                    _add(archive, f"data/{index}", _bytes_of(tensor))
+                    _add(archive, f"data/{index}", tensor.content())
                     wrote(tensor.nbytes)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _bytes_of(tensor: PlannedTensor) -> memoryview:
-    made = tensor.make().detach().to("cpu").contiguous()
-    assert tuple(made.shape) == tensor.shape and made.dtype == tensor.dtype, f"{tensor.name} is not as planned"
-    return memoryview(made.flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: memoryview) -> None:

@@ -10,7 +10,16 @@ from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from model.checkpoint.files import AGAIN, DTYPE_BYTES, FileStamp, ShardHeader, TensorEntry, describe_start, open_regular
+from model.checkpoint.files import (
+    AGAIN,
+    DTYPE_BYTES,
+    FileHeader,
+    FileStamp,
+    TensorEntry,
+    describe_start,
+    open_regular,
+    shown,
+)
 from model.checkpoint.pickle_reader import OddTensor, PickledTensor, UnsafePickle, read_pickle
 from parallel.errors import RefusedError
 
@@ -19,7 +28,7 @@ _MAX_PICKLE_BYTES = 4 * 2**20
 _LOCAL_HEADER_BYTES = 30
 
 
-def read_header(path: Path) -> ShardHeader:
+def read_header(path: Path) -> FileHeader:
     """Read and check a shard's header. RefusedError names the file, the key, and what to do."""
     with open_regular(path) as file:
         stamp = FileStamp.of(file)
@@ -74,19 +83,19 @@ def _describe_cut_short(file: BinaryIO, size: int, reason: str) -> str:
     return f"is damaged or cut short ({size} bytes; {reason}); {AGAIN}"
 
 
-def _read_archive(path: Path, stamp: FileStamp, file: BinaryIO, archive: zipfile.ZipFile) -> ShardHeader:
+def _read_archive(path: Path, stamp: FileStamp, file: BinaryIO, archive: zipfile.ZipFile) -> FileHeader:
     records: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
         name = info.filename.partition("/")[2]
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
             raise RefusedError(
-                f"{path}: record {info.filename} is compressed; torch stores weights uncompressed, so this file "
-                "was not written by it"
+                f"{path}: record {shown(info.filename)} is compressed; torch stores weights uncompressed, so "
+                "this file was not written by it"
             )
         if info.flag_bits & 0x1:
-            raise RefusedError(f"{path}: record {info.filename} is encrypted")
+            raise RefusedError(f"{path}: record {shown(info.filename)} is encrypted")
         if name in records:
-            raise RefusedError(f"{path}: holds the record {info.filename} twice")
+            raise RefusedError(f"{path}: holds the record {shown(info.filename)} twice")
         records[name] = info
     if min((info.header_offset for info in records.values()), default=0) != 0:
         # Readers disagree on where an archive begins behind other bytes: they would see different weights.
@@ -115,19 +124,20 @@ def _read_archive(path: Path, stamp: FileStamp, file: BinaryIO, archive: zipfile
         raise RefusedError(f"{path}: {error}") from None
     starts = {name: _data_start(file, info, stamp.size, path) for name, info in records.items()}
     tensors = {key: _entry(path, key, value, records, starts) for key, value in state.items()}
-    return ShardHeader(path, stamp, tensors, nested)
+    return FileHeader(path, stamp, tensors, nested=nested)
 
 
 def _data_start(file: BinaryIO, info: zipfile.ZipInfo, size: int, path: Path) -> int:
     """Where a record's bytes begin: behind its local header, whose lengths may differ from the directory's."""
     file.seek(info.header_offset)
     local = file.read(_LOCAL_HEADER_BYTES)
-    if len(local) < _LOCAL_HEADER_BYTES or not local.startswith(b"PK\x03\x04"):
-        raise RefusedError(f"{path}: record {info.filename} is not where the file's directory says; {AGAIN}")
-    name_bytes, extra_bytes = struct.unpack("<HH", local[26:30])
+    name_bytes, extra_bytes = struct.unpack("<HH", local[26:30]) if len(local) == _LOCAL_HEADER_BYTES else (0, 0)
+    named = file.read(name_bytes).decode("utf-8", "replace")
+    if not local.startswith(b"PK\x03\x04") or named != info.filename:
+        raise RefusedError(f"{path}: record {shown(info.filename)} is not where the file's directory says; {AGAIN}")
     start = info.header_offset + _LOCAL_HEADER_BYTES + int(name_bytes) + int(extra_bytes)
     if start + info.file_size > size:
-        raise RefusedError(f"{path}: record {info.filename} goes beyond the end of the file; {AGAIN}")
+        raise RefusedError(f"{path}: record {shown(info.filename)} goes beyond the end of the file; {AGAIN}")
     return start
 
 
@@ -144,8 +154,8 @@ def _state_of(value: Any) -> tuple[dict[str, Any], bool]:
     nested = isinstance(inner, dict) and not any(isinstance(item, PickledTensor) for item in value.values())
     state = inner if nested and isinstance(inner, dict) else value
     for key in state:
-        if not isinstance(key, str):
-            raise _NotTensors(f"has a key {key!r} that is not a name; a shard holds names and tensors")
+        if not isinstance(key, str) or shown(key) != key:
+            raise _NotTensors(f"has a key {ascii(key)[:80]} that is not a name; a shard holds names and tensors")
     return state, nested
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from parallel import Mesh
+from parallel.collectives import Shares
 
 
 def whole_numbers(*shape: int, seed: int = 0) -> Tensor:
@@ -14,9 +15,13 @@ def whole_numbers(*shape: int, seed: int = 0) -> Tensor:
     return torch.randint(-4, 5, shape, generator=generator).float()
 
 
-def own_part(full: Tensor, dim: int | None, mesh: Mesh) -> Tensor:
-    """This rank's part of a tensor cut along `dim`; None: the whole."""
-    return full if dim is None else full.chunk(mesh.size, dim)[mesh.rank].contiguous()
+def own_part(full: Tensor, dim: int | None, mesh: Mesh, shares: Shares = None) -> Tensor:
+    """This rank's part of a tensor cut along `dim`; None: the whole. `shares`: where it does not go evenly."""
+    if dim is None:
+        return full
+    if shares is None:
+        return full.chunk(mesh.size, dim)[mesh.rank].contiguous()
+    return full.split([own.size for own in shares], dim)[mesh.rank].contiguous()
 
 
 def require_equal(what: str, got: Tensor, wanted: Tensor) -> None:
@@ -57,18 +62,24 @@ def require_same_as_uncut(
     x: Tensor,
     grad_y: Tensor,
     cuts: Mapping[str, int],
+    shares: Shares = None,
 ) -> None:
     """Each of `layers` gives this rank's part of what `uncut` gives: output, gradients, with and without autograd.
 
     `cuts` says along which dimension "input", "output" or a parameter is cut; a name that is absent is whole.
+    `shares`: what each rank owns there, where it does not go evenly.
     """
     fill_with_whole_numbers(uncut)
+
+    def own(name: str, value: Tensor) -> Tensor:
+        return own_part(value, cuts.get(name), mesh, shares)
+
     wanted = {
-        name: own_part(value, cuts.get(name.removeprefix("gradient of ")), mesh)
+        name: own(name.removeprefix("gradient of "), value)
         for name, value in forward_and_backward(uncut, x, grad_y).items()
     }
-    own_x, own_grad_y = own_part(x, cuts.get("input"), mesh), own_part(grad_y, cuts.get("output"), mesh)
-    own_state = {name: own_part(value, cuts.get(name), mesh) for name, value in uncut.state_dict().items()}
+    own_x, own_grad_y = own("input", x), own("output", grad_y)
+    own_state = {name: own(name, value) for name, value in uncut.state_dict().items()}
     for layer in layers:
         who = type(layer).__module__
         layer.load_state_dict(own_state)

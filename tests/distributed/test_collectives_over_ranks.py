@@ -19,6 +19,7 @@ from parallel.collectives import (
 )
 from tests.distributed.exact import require_equal, whole_numbers
 from tests.distributed.pool import Pool
+from tests.distributed.uneven import on_uneven_sizes, ragged
 
 WIDTH = 8
 # What each rank gets forward of everybody's inputs, and backward of everybody's gradients.
@@ -71,6 +72,33 @@ def pair_does_what_it_says(world: World, name: str, contiguous: bool) -> None:
         require_equal("forward without autograd", act(inputs[mesh.rank].clone(), mesh), wanted)
 
 
+def uneven_scatter_and_gather(world: World, size: int, contiguous: bool) -> None:
+    mesh, shares = world.mesh, ragged(size, world.mesh.size)
+    sizes = [own.size for own in shares]
+
+    def both_ways(act: Callable[..., Tensor], x: Tensor, wanted: Tensor, grad_y: Tensor, wanted_grad: Tensor) -> None:
+        x = (x if contiguous else x.transpose(0, 1).contiguous().transpose(0, 1)).requires_grad_()
+        y = act(x, mesh, shares)
+        require_equal("forward", y.detach(), wanted)
+        y.backward(grad_y)
+        assert x.grad is not None
+        require_equal("backward", x.grad, wanted_grad)
+        with torch.no_grad():
+            require_equal("forward without autograd", act(x.detach(), mesh, shares), wanted)
+
+    # Whole tensors, the same on all ranks, for what is scattered, and of each rank its own for what is gathered.
+    x, grads = whole_numbers(2, 3, size, seed=1), [whole_numbers(2, 3, n, seed=40 + r) for r, n in enumerate(sizes)]
+    both_ways(scatter_to_ranks, x, x.split(sizes, -1)[mesh.rank], grads[mesh.rank], torch.cat(grads, -1))
+    parts = [whole_numbers(2, 3, n, seed=50 + r) for r, n in enumerate(sizes)]
+    grad_y = whole_numbers(2, 3, size, seed=2)
+    both_ways(gather_from_ranks, parts[mesh.rank], torch.cat(parts, -1), grad_y, grad_y.split(sizes, -1)[mesh.rank])
+    for dtype in (torch.bfloat16, torch.int64):
+        gathered = all_gather_last_dim(parts[mesh.rank].to(dtype), mesh, shares)
+        require_equal("gather", gathered, torch.cat(parts, -1).to(dtype))
+        vector = all_gather_last_dim(parts[mesh.rank][0, 0].to(dtype), mesh, shares)
+        require_equal("gather of vectors", vector, torch.cat([part[0, 0] for part in parts]).to(dtype))
+
+
 def copy_beside_another_use(world: World) -> None:
     mesh = world.mesh
     grads = everyones(mesh, 2, WIDTH, seed=20)
@@ -106,6 +134,12 @@ def refusal_of_an_uneven_scatter(world: World) -> str:
 @pytest.mark.parametrize("name", sorted(PAIRS))
 def test_a_pair_does_forward_and_backward_what_its_table_says(ranks: Pool, name: str, contiguous: bool) -> None:
     ranks.run(pair_does_what_it_says, name, contiguous)
+
+
+@on_uneven_sizes
+@pytest.mark.parametrize("contiguous", [True, False], ids=["contiguous", "transposed"])
+def test_uneven_shares_are_scattered_and_gathered_in_order_of_rank(ranks: Pool, size: int, contiguous: bool) -> None:
+    ranks.run(uneven_scatter_and_gather, size, contiguous)
 
 
 def test_copy_leaves_the_gradient_of_another_branch_alone(ranks: Pool) -> None:

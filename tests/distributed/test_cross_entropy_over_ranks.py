@@ -11,6 +11,7 @@ from torch import Tensor
 from parallel import World, vocab_parallel_cross_entropy
 from tests.distributed.exact import own_part, require_close, require_equal, whole_numbers
 from tests.distributed.pool import Pool
+from tests.distributed.uneven import on_uneven_sizes, ragged
 
 VOCABULARY = 16
 # The sum of the exponentials is added up in another order: a few units in the last place of a float64.
@@ -53,6 +54,22 @@ def float64_is_the_uncut_one(world: World, scale: float) -> None:
         require_close(f"{loss_of.__module__}: gradient", gradient, wanted_gradient, FLOAT64_TOLERANCE)
 
 
+def uneven_float64_is_the_uncut_one(world: World, size: int, scale: float) -> None:
+    mesh, shares = world.mesh, ragged(size, world.mesh.size)
+    generator = torch.Generator().manual_seed(3)
+    logits = scale * torch.randn(2, size, size, dtype=torch.float64, generator=generator)
+    # Every id of the vocabulary is a target, the first and last of each share too.
+    target, weight = torch.randperm(2 * size, generator=generator).view(2, size) % size, whole_numbers(2, size).double()
+    wanted_loss, wanted_gradient = loss_and_gradient(uncut_cross_entropy, logits, target, weight)
+
+    def loss_of(own_logits: Tensor, target: Tensor) -> Tensor:
+        return vocab_parallel_cross_entropy(own_logits, target, shares=shares)
+
+    loss, gradient = loss_and_gradient(loss_of, own_part(logits, -1, mesh, shares), target, weight)
+    require_close("loss", loss, wanted_loss, FLOAT64_TOLERANCE)
+    require_close("gradient", gradient, own_part(wanted_gradient, -1, mesh, shares), FLOAT64_TOLERANCE)
+
+
 def bfloat16_gives_a_float32_loss(world: World) -> None:
     logits, target, weight = example(3.0)
     half, weight = logits.bfloat16(), weight.float()
@@ -86,6 +103,14 @@ def takes_transposed_logits(world: World) -> None:
 @pytest.mark.parametrize("scale", [1.0, 1000.0])
 def test_loss_and_gradient_are_those_of_the_uncut_cross_entropy_and_of_fairscale(ranks: Pool, scale: float) -> None:
     ranks.run(float64_is_the_uncut_one, scale)
+
+
+@on_uneven_sizes
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_over_a_vocabulary_cut_unevenly_loss_and_gradient_are_the_uncut_ones(
+    ranks: Pool, size: int, scale: float
+) -> None:
+    ranks.run(uneven_float64_is_the_uncut_one, size, scale)
 
 
 def test_half_precision_logits_give_a_float32_loss_and_a_half_precision_gradient(ranks: Pool) -> None:

@@ -17,6 +17,7 @@ from tests.distributed.exact import (
     whole_numbers,
 )
 from tests.distributed.pool import Pool
+from tests.distributed.uneven import on_uneven_sizes, ragged
 
 VOCABULARY, DIM = 16, 8
 EVERY_SIZE_BUT_ONE = pytest.mark.parametrize("ranks", [2, 4], indirect=True, ids="{}-ranks".format)
@@ -59,6 +60,23 @@ def rows_after_max_norm(world: World, ids: list[int]) -> None:
     with torch.no_grad():
         require_equal("output", layer(torch.tensor(ids)), uncut(torch.tensor(ids)))
     require_equal("weight", layer.weight.data, own_part(uncut.weight.data, 0, world.mesh))
+
+
+def uneven_vocabulary_is_the_uncut_one(world: World, size: int, options: dict[str, Any]) -> None:
+    shares = ragged(size, world.mesh.size)
+    layer, uncut = VocabParallelEmbedding(size, DIM, shares=shares, **options), nn.Embedding(size, DIM, **options)
+    ids = torch.tensor([list(range(size)), list(reversed(range(size)))])
+    require_same_as_uncut(world.mesh, uncut, [layer], ids, whole_numbers(2, size, DIM, seed=1), {"weight": 0}, shares)
+
+
+def uneven_dimension_is_the_uncut_one(world: World, size: int, options: dict[str, Any]) -> None:
+    shares = ragged(size, world.mesh.size)
+    layer, uncut = (
+        ParallelEmbedding(VOCABULARY, size, shares=shares, **options),
+        nn.Embedding(VOCABULARY, size, **options),
+    )
+    grad_y = whole_numbers(2, VOCABULARY, size, seed=1)
+    require_same_as_uncut(world.mesh, uncut, [layer], some_ids(), grad_y, {"weight": 1}, shares)
 
 
 def refusal_of_max_norm(world: World) -> str:
@@ -114,3 +132,18 @@ def test_max_norm_is_refused_where_each_rank_sees_a_part_of_every_row(ranks: Poo
         ]
         * ranks.size
     )
+
+
+# The last number pads from the last rank, -7 from the first where there are 7.
+@on_uneven_sizes
+@pytest.mark.parametrize(
+    "options", [{}, {"padding_idx": 6}, {"padding_idx": -7}, {"scale_grad_by_freq": True}], ids=str
+)
+def test_a_vocabulary_cut_unevenly_is_the_uncut_embedding(ranks: Pool, size: int, options: dict[str, Any]) -> None:
+    ranks.run(uneven_vocabulary_is_the_uncut_one, size, options)
+
+
+@on_uneven_sizes
+@pytest.mark.parametrize("options", [{}, {"padding_idx": 5}, {"sparse": True}], ids=str)
+def test_a_dimension_cut_unevenly_is_the_uncut_embedding(ranks: Pool, size: int, options: dict[str, Any]) -> None:
+    ranks.run(uneven_dimension_is_the_uncut_one, size, options)

@@ -8,6 +8,7 @@ from fairscale.nn.model_parallel import layers as fairscale_layers
 from torch import nn
 
 from parallel import ColumnParallelLinear, RowParallelLinear, World
+from parallel.slices import Slice
 from tests.distributed.exact import (
     fill_with_whole_numbers,
     forward_and_backward,
@@ -17,6 +18,7 @@ from tests.distributed.exact import (
     whole_numbers,
 )
 from tests.distributed.pool import Pool
+from tests.distributed.uneven import on_uneven_sizes, ragged
 
 IN, OUT = 16, 8
 LAYERS: dict[str, tuple[Any, Any]] = {
@@ -79,6 +81,58 @@ def draws_the_same_weights(world: World, kind: str, stride: int) -> None:
         require_equal("gathered and kept", ours.get_master_weight(), ours.master_weight.data)
 
 
+def uneven_column_is_the_uncut_one(world: World, size: int, gather_output: bool) -> None:
+    shares = ragged(size, world.mesh.size)
+    layer = ColumnParallelLinear(IN, size, gather_output=gather_output, shares=shares)
+    cuts = {"weight": 0, "bias": 0} | ({} if gather_output else {"output": -1})
+    x, grad_y = whole_numbers(2, 3, IN, seed=1), whole_numbers(2, 3, size, seed=2)
+    require_same_as_uncut(world.mesh, nn.Linear(IN, size), [layer], x, grad_y, cuts, shares)
+
+
+def uneven_row_is_the_uncut_one(world: World, size: int, input_is_parallel: bool) -> None:
+    shares = ragged(size, world.mesh.size)
+    layer = RowParallelLinear(size, OUT, input_is_parallel=input_is_parallel, shares=shares)
+    cuts = {"weight": 1} | ({"input": -1} if input_is_parallel else {})
+    x, grad_y = whole_numbers(2, 3, size, seed=1), whole_numbers(2, 3, OUT, seed=2)
+    require_same_as_uncut(world.mesh, nn.Linear(size, OUT), [layer], x, grad_y, cuts, shares)
+
+
+def uneven_feed_forward_is_the_uncut_one(world: World, size: int) -> None:
+    shares = ragged(size, world.mesh.size)
+    uncut = nn.Sequential(nn.Linear(IN, size), nn.ReLU(), nn.Linear(size, IN))
+    cut = nn.Sequential(
+        ColumnParallelLinear(IN, size, gather_output=False, shares=shares),
+        nn.ReLU(),
+        RowParallelLinear(size, IN, input_is_parallel=True, shares=shares),
+    )
+    cuts = {"0.weight": 0, "0.bias": 0, "2.weight": 1}
+    x, grad_y = whole_numbers(5, IN, seed=1), whole_numbers(5, IN, seed=2)
+    require_same_as_uncut(world.mesh, uncut, [cut], x, grad_y, cuts, shares)
+
+
+def master_weights_are_gathered_from_uneven_shares(world: World, size: int) -> None:
+    shares = ragged(size, world.mesh.size)
+    for make in (
+        lambda **how: ColumnParallelLinear(IN, size, **how),
+        lambda **how: RowParallelLinear(size, OUT, **how),
+    ):
+        layer = make(keep_master_weight_for_test=True, shares=shares)
+        assert layer.master_weight is not None
+        require_equal("gathered and kept", layer.get_master_weight(), layer.master_weight.data)
+
+
+def overlapping_shares_give_each_rank_its_columns(world: World) -> None:
+    """As KV heads that stand on two ranks: the forward pass needs no gathering."""
+    mesh, uncut = world.mesh, nn.Linear(IN, OUT)
+    fill_with_whole_numbers(uncut)
+    shares = [Slice(rank // 2, rank // 2 + 1) * 4 for rank in range(mesh.size)]
+    own = slice(shares[mesh.rank].start, shares[mesh.rank].stop)
+    layer = ColumnParallelLinear(IN, OUT, gather_output=False, shares=shares)
+    layer.load_state_dict({name: value[own] for name, value in uncut.state_dict().items()})
+    x = whole_numbers(5, IN, seed=1)
+    require_equal("output", layer(x).detach(), uncut(x).detach()[:, own])
+
+
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
 @pytest.mark.parametrize("gather_output", [True, False], ids=["gathered", "cut"])
 def test_column_parallel_linear_is_fairscales_and_the_uncut_linear(
@@ -108,3 +162,30 @@ def test_weights_learn_from_an_input_that_has_no_gradient(ranks: Pool) -> None:
 @pytest.mark.parametrize("kind", sorted(LAYERS))
 def test_the_same_seed_draws_the_same_weights_as_fairscale(ranks: Pool, kind: str, stride: int) -> None:
     ranks.run(draws_the_same_weights, kind, stride)
+
+
+@on_uneven_sizes
+@pytest.mark.parametrize("gather_output", [True, False], ids=["gathered", "cut"])
+def test_a_column_cut_unevenly_is_the_uncut_linear(ranks: Pool, size: int, gather_output: bool) -> None:
+    ranks.run(uneven_column_is_the_uncut_one, size, gather_output)
+
+
+@on_uneven_sizes
+@pytest.mark.parametrize("input_is_parallel", [True, False], ids=["cut", "whole"])
+def test_a_row_cut_unevenly_is_the_uncut_linear(ranks: Pool, size: int, input_is_parallel: bool) -> None:
+    ranks.run(uneven_row_is_the_uncut_one, size, input_is_parallel)
+
+
+@on_uneven_sizes
+def test_an_uneven_column_into_an_uneven_row_is_the_uncut_pair(ranks: Pool, size: int) -> None:
+    ranks.run(uneven_feed_forward_is_the_uncut_one, size)
+
+
+@on_uneven_sizes
+def test_the_full_weight_is_gathered_from_uneven_shares(ranks: Pool, size: int) -> None:
+    ranks.run(master_weights_are_gathered_from_uneven_shares, size)
+
+
+@pytest.mark.parametrize("ranks", [2, 4], indirect=True, ids="{}-ranks".format)
+def test_columns_that_stand_on_two_ranks_are_computed_by_both(ranks: Pool) -> None:
+    ranks.run(overlapping_shares_give_each_rank_its_columns)

@@ -197,8 +197,10 @@ def test_A49_the_tokenizer_beside_the_folder_is_found(copy_of: CopyOf, case: Pat
     assert snapshot(case) == before
 
 
-def test_A43_kv_heads_that_do_not_split_name_the_sizes_that_do(case: Path, tokenizer: bytes) -> None:
+def test_A43_fewer_kv_heads_than_the_shards_hold_are_refused(case: Path, tokenizer: bytes) -> None:
     write_checkpoint(case / "ckpt", 4, Sizes(n_kv_heads=4), tokenizer=tokenizer)
     edit_params(case / "ckpt", n_kv_heads=2)
     outcome = run(complete("ckpt", "--nproc_per_node", "4"), case)
-    assert_refused(outcome, [("params.json", "ckpt"), "2 KV heads", "4 ranks", "1 or 2"])
+    assert_refused(
+        outcome, [("params.json", "ckpt"), "n_kv_heads is 2", "4 shards", "attention.wk", "different models"]
+    )

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.checkpoint.loading import open_shard
-from model.checkpoint.meta_folder import open_checkpoint
+from model.checkpoint.opening import open_checkpoint
+from model.checkpoint.reading import open_weights
 from parallel import RefusedError
 from tests.checkpoints import (
     SHARD,
@@ -73,18 +73,29 @@ def keep_only_foreign_files(folder: Path) -> None:
     (folder / "weights.bin").write_bytes(b"\0" * 64)
 
 
+STRICT = ("--strict_mp",)
+
+
 @add(
     "A3_two_shards_one_rank",
     *("ckpt:", "2 shards", "1 rank", "--nproc_per_node 2", "--nproc-per-node 2", "shardrun reshard", "--mp 1"),
     mp=2,
     ranks=1,
+    flags=STRICT,
 )
-@add("A3_one_shard_two_ranks", "ckpt:", "1 shard", "2 ranks", "--nproc_per_node 1", "reshard", "--mp 2", mp=1, ranks=2)
+@add(
+    "A3_one_shard_two_ranks",
+    *("ckpt:", "1 shard", "2 ranks", "--nproc_per_node 1", "reshard", "--mp 2"),
+    mp=1,
+    ranks=2,
+    flags=STRICT,
+)
+@add("A3_more_ranks_than_heads", "cannot cut 4 heads over 5 ranks", "MP of 4 or fewer", mp=2, ranks=5)
 def change_nothing(_folder: Path) -> None:
     pass
 
 
-@add("A3_four_shards_two_ranks", "4 shards", "2 ranks", "--nproc_per_node 4", "reshard", "--mp 2", mp=2)
+@add("A3_four_shards_two_ranks", "4 shards", "2 ranks", "--nproc_per_node 4", "reshard", "--mp 2", mp=2, flags=STRICT)
 def cut_for_four(folder: Path) -> None:
     shutil.copyfile(folder / "tokenizer.model", folder.parent / "tokenizer.model")
     shutil.rmtree(folder)
@@ -128,7 +139,7 @@ def empty_file(folder: Path) -> None:
     (folder / SECOND).write_bytes(b"")
 
 
-@add("A9_web_page", FIRST, "is not a PyTorch file", "<html", "download it again")
+@add("A9_web_page", FIRST, "is a web page", "<html", "download it again")
 def web_page(folder: Path) -> None:
     (folder / FIRST).write_text("<html><head><title>403 Forbidden</title></head></html>")
 
@@ -184,6 +195,20 @@ def flip_a_bit(folder: Path) -> None:
     "A14_bit_flip_in_one_of_two_shards",
     *(SECOND, "rank 1", "layers.0.attention.wq.weight", "data/1", "CRC-32", "get the file again"),
     mp=2,
+    limit_s=WHILE_LOADING_S,
+)
+@add(
+    "A14_bit_flip_in_one_of_two_shards_that_one_process_reads",
+    *(SECOND, "layers.0.attention.wq.weight", "data/1", "CRC-32", "get the file again"),
+    mp=2,
+    ranks=1,
+    limit_s=WHILE_LOADING_S,
+)
+@add(
+    "A14_bit_flip_in_one_of_two_shards_that_three_ranks_read",
+    *(SECOND, "layers.0.attention.wq.weight", "data/1", "CRC-32", "get the file again"),
+    mp=2,
+    ranks=3,
     limit_s=WHILE_LOADING_S,
 )
 def flip_a_bit_of_the_second(folder: Path) -> None:
@@ -359,8 +384,8 @@ def test_A5_a_foreign_pth_file_is_passed_over_with_a_note(copy_of: CopyOf, case:
 def test_A6_twelve_unpadded_shards_are_read_in_the_order_of_their_numbers(case: Path) -> None:
     sizes = Sizes(dim=48, n_heads=12, n_kv_heads=12, multiple_of=24)
     write_checkpoint(case / "ckpt", 12, sizes, padded=False)
-    shards = open_checkpoint(case / "ckpt").shards
-    assert [header.path.name for header in shards] == [f"consolidated.{rank}.pth" for rank in range(12)]
+    files = open_checkpoint(case / "ckpt").files
+    assert [header.path.name for header in files] == [f"consolidated.{rank}.pth" for rank in range(12)]
     assert_done(run(["reshard", "ckpt", "whole", "--mp", "1"], case))
     merged = torch.load(case / "whole" / FIRST, weights_only=True)
     whole = whole_weights(sizes)
@@ -459,12 +484,13 @@ def _replace(path: Path) -> None:
 
 @pytest.mark.parametrize("change", [_append, _overwrite, _replace])
 def test_A32_a_file_that_changes_while_it_is_read_is_refused(change: Change, copy_of: CopyOf) -> None:
-    header = open_checkpoint(copy_of(1)).shards[0]
+    checkpoint = open_checkpoint(copy_of(1))
+    weight = next(weight for weight in checkpoint.weights if weight.name == WQ)
 
     def read_and_change() -> None:
-        with open_shard(header) as shard:
-            shard.read(WQ)
-            change(header.path)
+        with open_weights(checkpoint) as reader:
+            reader.read(weight, weight.slices(checkpoint.split(1))[0])
+            change(checkpoint.files[0].path)
 
     with pytest.raises(RefusedError, match=rf"{FIRST}: was changed while it was being read"):
         read_and_change()
@@ -472,7 +498,7 @@ def test_A32_a_file_that_changes_while_it_is_read_is_refused(change: Change, cop
 
 @pytest.mark.parametrize("change", [_append, _overwrite, _replace])
 def test_A32_a_file_that_changes_between_header_and_weights_is_refused(change: Change, copy_of: CopyOf) -> None:
-    header = open_checkpoint(copy_of(1)).shards[0]
-    change(header.path)
-    with pytest.raises(RefusedError, match=rf"{FIRST}: was changed"), open_shard(header):
+    checkpoint = open_checkpoint(copy_of(1))
+    change(checkpoint.files[0].path)
+    with pytest.raises(RefusedError, match=rf"{FIRST}: was changed"), open_weights(checkpoint):
         pass

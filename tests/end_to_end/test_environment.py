@@ -214,7 +214,7 @@ def _other_params(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [(_other_weights, "checksums"), (_other_params, "params.json")],
+    [(_other_weights, "the checkpoint's tensors"), (_other_params, "params.json")],
     ids=["B62_shards", "B62_params"],
 )
 def test_files_that_differ_between_hosts_are_named(

@@ -1,6 +1,7 @@
 """Faults of `reshard` (as FAULTS C76): a new folder as a whole or none, and SRC is only read."""
 
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -63,7 +64,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], tuple[str, ...], tuple[Said, ...
     "dst_is_a_dangling_link": (_destination_is_a_dangling_link, ("dst", "--mp", "2"), ("dst", "is there already")),
     "dst_is_src": (_nothing, ("ckpt", "--mp", "2"), ("ckpt", "is there already")),
     "parent_of_dst_missing": (_nothing, ("no/dst", "--mp", "2"), ("no", "does not exist")),
-    "kv_heads_do_not_split": (_nothing, ("dst", "--mp", "4"), ("2 KV heads", "4 ranks", "1 or 2")),
+    "more_ranks_than_heads": (_nothing, ("dst", "--mp", "5"), ("cannot cut 4 heads", "5 ranks", "MP of 4 or fewer")),
     "src_missing": (_no_source, ("dst", "--mp", "2"), ("ckpt", "does not exist")),
     "src_cut_short": (_cut_short, ("dst", "--mp", "2"), (FIRST, "download it again")),
     "src_with_a_flipped_bit": (_bit_flip, ("dst", "--mp", "2"), (FIRST, "data/3", "CRC-32")),
@@ -168,3 +169,53 @@ def test_C76_a_reshard_that_is_stopped_midway_leaves_no_folder_and_can_be_run_ag
         assert after == before
         assert "Traceback" not in outcome.err
         assert len(outcome.err.splitlines()) <= 1
+
+
+def wait_until_it_is_there(running: Running, destination: Path) -> None:
+    while not destination.exists():
+        assert running.process.poll() in (None, 0), running.err
+        time.sleep(0.001)
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("mp", [2, 3], ids=["even", "uneven"])
+def test_C76_a_reshard_that_is_killed_at_any_of_twenty_moments_leaves_all_or_nothing(mp: int, case: Path) -> None:
+    write_checkpoint(case / "ckpt", 1, LARGE)
+    words, destination = ["reshard", "ckpt", "dst", "--mp", str(mp)], case / "dst"
+    with Running(words, case) as running:
+        wait_until_it_writes(running, case)
+        writes_s = time.monotonic() - running.started
+        wait_until_it_is_there(running, destination)
+        writing_s = time.monotonic() - running.started - writes_s
+        assert_done(running.end())
+    whole = {path.name: path.read_bytes() for path in destination.iterdir()}
+    shutil.rmtree(destination)
+    before, dice, whole_ones = snapshot(case), random.Random(mp), 0
+    for moment in range(20):
+        with Running(words, case) as running:
+            # Five times before it writes, ten while it does, five about the time when it is done.
+            if moment % 4 == 0:
+                time.sleep(dice.uniform(0, writes_s))
+            elif moment % 4 == 3:
+                wait_until_it_is_there(running, destination)
+                time.sleep(dice.uniform(0, 0.2))
+            else:
+                wait_until_it_writes(running, case)
+                time.sleep(dice.uniform(0, writing_s))
+            running.process.kill()
+            assert running.end().left == []
+        after = snapshot(case)
+        assert {path: after[path] for path in before} == before
+        new = {path.split("/")[0] for path in after if path not in before}
+        # At most its own hidden folder besides: it removes that of the run before, or did not come so far.
+        assert len(new - {"dst"}) <= 1
+        assert all(name.startswith(".dst.partial-") for name in new - {"dst"})
+        if destination.exists():
+            whole_ones += 1
+            assert {path.name: path.read_bytes() for path in destination.iterdir()} == whole
+            shutil.rmtree(destination)
+    print(f"MP {mp}: DST whole {whole_ones} times of 20, absent {20 - whole_ones} times")
+    assert 5 <= whole_ones < 20
+    assert_done(run(words, case))
+    assert not list(case.glob(".dst.partial-*"))
+    assert {path.name: path.read_bytes() for path in destination.iterdir()} == whole

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from model.checkpoint.loading import load_weights
+from model.checkpoint.opening import open_checkpoint
+from tests.distributed.minis import MINIS
 from tests.end_to_end.command import Running
 
 DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo"
@@ -17,8 +20,9 @@ FLAGS += ["--temperature", "0", "--json"]
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")]
 
 
-def tokens(folder: Path, *flags: str) -> list[list[int]]:
-    with Running(["complete", "--ckpt_dir", str(DEMO), "--nproc_per_node", "2", *FLAGS, *flags], folder) as running:
+def tokens(folder: Path, *flags: str, ranks: int = 2) -> list[list[int]]:
+    words = ["complete", "--ckpt_dir", str(DEMO), "--nproc_per_node", str(ranks), *FLAGS, *flags]
+    with Running(words, folder) as running:
         outcome = running.end()
     assert outcome.code == 0, outcome.err
     return [json.loads(line)["tokens"] for line in outcome.out.splitlines()]
@@ -31,6 +35,25 @@ def on_the_cpu(tmp_path_factory: pytest.TempPathFactory) -> list[list[int]]:
 
 def test_two_ranks_share_a_gpu_over_gloo_and_answer_as_on_the_cpu(on_the_cpu: list[list[int]], tmp_path: Path) -> None:
     assert tokens(tmp_path, "--device", "cuda", "--backend", "gloo") == on_the_cpu
+
+
+def test_three_ranks_cut_two_shards_anew_on_one_gpu_and_answer_as_on_the_cpu(
+    on_the_cpu: list[list[int]], tmp_path: Path
+) -> None:
+    assert tokens(tmp_path, "--device", "cuda", "--backend", "gloo", ranks=3) == on_the_cpu
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["12 heads", "24 heads, 8 KV heads"])
+def test_slices_on_a_gpu_are_those_on_the_cpu(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(MINIS[name].write(tmp_path / "ckpt", 2))
+    for ranks in (1, 2, 3, 12):
+        for rank in range(ranks):
+            on_cpu, on_gpu = (
+                load_weights(checkpoint, rank, ranks, dtype, torch.device(device)) for device in ("cpu", "cuda")
+            )
+            assert list(on_gpu) == list(on_cpu)
+            assert all(on_gpu[key].is_cuda and torch.equal(on_gpu[key].cpu(), on_cpu[key]) for key in on_cpu)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL needs a GPU for each rank")

@@ -14,6 +14,9 @@ DOORS = {
     "fire": {"launcher/commands.py"},
     "yaml": {"launcher/yaml_file.py"},
     "sentencepiece": {"model/tokenizers/sentencepiece_file.py"},
+    "tiktoken": {"model/tokenizers/tiktoken_file.py"},
+    "tokenizers": {"model/tokenizers/json_file.py"},
+    "gguf": {"model/checkpoint/gguf_file.py"},
 }
 RANK_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 

@@ -2,7 +2,9 @@
 
 import pytest
 
-from launcher.flags import complete_options, help_settings, help_text, reshard_options
+from launcher.flags import complete_options, complete_settings, help_text, job_settings, reshard_options
+from launcher.options import ReshardOptions
+from launcher.schema import Setting, settings_of
 from parallel import RefusedError
 
 GOOD = {"ckpt_dir": "d", "prompts": '["a"]'}
@@ -53,13 +55,22 @@ def test_a_bad_flag_is_refused_with_what_was_wanted(flag: str, value: str, messa
 def test_a_missing_flag_is_named_with_its_meaning() -> None:
     with pytest.raises(RefusedError) as refused:
         complete_options({"prompts": "[]"})
-    assert str(refused.value) == "--ckpt_dir is missing; wanted: folder with params.json and consolidated.NN.pth"
+    assert (
+        str(refused.value)
+        == "--ckpt_dir is missing; wanted: folder with params.json and consolidated.NN.pth, or a Hugging Face folder"
+    )
     with pytest.raises(RefusedError, match="--mp is missing"):
         reshard_options({})
 
 
-@pytest.mark.parametrize("command", ["complete", "reshard", "run"])
-def test_help_lists_every_flag_with_its_default(command: str) -> None:
-    text = help_text(command, "usage", "summary", help_settings(command))
-    for name in help_settings(command):
-        assert f"--{name}" in text
+@pytest.mark.parametrize(
+    ("command", "settings"),
+    [("complete", complete_settings()), ("reshard", settings_of(ReshardOptions)), ("run", job_settings())],
+    ids=["complete", "reshard", "run"],
+)
+def test_help_lists_every_flag_with_its_default(command: str, settings: dict[str, Setting]) -> None:
+    lines = help_text(command, "usage", "summary", settings).splitlines()
+    assert settings
+    for name in settings:
+        (line,) = [line for line in lines if line.startswith(f"  --{name} ")]
+        assert "[default " in line or "[required; " in line

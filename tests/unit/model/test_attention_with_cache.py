@@ -147,3 +147,15 @@ def test_a_cache_of_this_ranks_share_holds_its_kv_heads_alone() -> None:
     cache = KVCache(params, Mesh(rank=1, size=2), 5, 7, torch.float32, torch.device("cpu"))
     assert [tuple(keys.shape) for keys in cache.keys_LBkSH] == [(5, 1, 7, 8)] * 3
     assert [tuple(values.shape) for values in cache.values_LBkSH] == [(5, 1, 7, 8)] * 3
+
+
+def test_a_cache_holds_each_kv_head_that_the_ranks_queries_use_where_ranks_share_them() -> None:
+    sizes: dict[str, Any] = {"dim": 64, "n_layers": 1, "n_heads": 8, "ffn_dim": 8, "vocab_size": 8, "norm_eps": 1e-5}
+    params = Params(**sizes, n_kv_heads=2, rope_theta=1e4, rope_scaling=None, rope_reason="by the test")
+    kv_heads = []
+    for rank in range(3):
+        cache = KVCache(params, Mesh(rank, 3), 5, 7, torch.float32, torch.device("cpu"))
+        assert cache.keys_LBkSH[0].shape == cache.values_LBkSH[0].shape
+        kv_heads.append(cache.keys_LBkSH[0].shape[1])
+    # Query heads 0-2, 3-5 and 6-7, four to a KV head: the middle rank's use both.
+    assert kv_heads == [1, 2, 1]

@@ -1,6 +1,5 @@
 """The table of names and cuts against Meta's files and fairscale's layers."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from model.cuts import Weight, all_weights
 from model.params import Params
-from parallel.errors import RefusedError
+from model.split import split_of
 from tests.unit.model.test_params import MODELS, read
 
 # Meta's files (llama and llama3 `model.py`): the dimension along which shards are put together.
@@ -25,7 +24,7 @@ META_CUTS = {
     "attention_norm": None,
     "ffn_norm": None,
 }
-# MODELS.md, "even MP", of the powers of two.
+# MODELS.md, "even MP" and "+rep", of the powers of two.
 EVEN_MP = {
     "Llama 1 7B": [1, 2, 4, 8, 16, 32],
     "Llama 1 13B": [1, 2, 4, 8],
@@ -34,6 +33,16 @@ EVEN_MP = {
     "Llama 2 7B": [1, 2, 4, 8, 16, 32],
     "Code Llama 7B": [1, 2, 4, 8, 16],
     "Llama 3.1 405B MP16": [1, 2, 4, 8, 16],
+}
+MP_THAT_REPEATS_KV_HEADS = {
+    "Llama 2 70B": [16, 32, 64],
+    "Code Llama 34B": [16, 32, 64],
+    "Code Llama 70B": [16],
+    "Llama 3 8B": [16, 32],
+    "Llama 3 70B": [16, 32, 64],
+    "Llama 3.1 405B MP8": [16, 32, 64],
+    "Llama 3.1 405B MP16": [32, 64],
+    "Llama 3.2 1B": [16, 32],
 }
 
 
@@ -47,12 +56,10 @@ def whole_numbers(weight: Weight) -> Tensor:
     return torch.arange(torch.Size(weight.shape).numel()).view(weight.shape)
 
 
-def split(weight: Weight, x: Tensor, mp: int) -> list[Tensor]:
-    shares = []
-    for rank in range(mp):
-        own = weight.slice_of(rank, mp)
-        shares.append(x if own is None or weight.cut is None else x.narrow(weight.cut, own.start, own.size))
-    return shares
+def shares_of(params: Params, weight: Weight, x: Tensor, mp: int) -> list[Tensor]:
+    owned = weight.slices(split_of(params, mp))
+    assert len(owned) == mp
+    return [x.narrow(weight.cut or 0, own.start, own.size) for own in owned]
 
 
 @pytest.mark.parametrize("embedding_dim", [0, 1])
@@ -75,13 +82,16 @@ def test_shapes_are_out_by_in(grouped: Params) -> None:
     assert sum(torch.Size(weight.shape).numel() for weight in all_weights(grouped, 1)) == grouped.n_parameters
 
 
-@pytest.mark.parametrize("mp", [1, 2, 4])
+@pytest.mark.parametrize("mp", [1, 2, 3, 4])
 @pytest.mark.parametrize("embedding_dim", [0, 1])
 def test_every_weight_put_together_from_its_shares_is_the_weight(grouped: Params, embedding_dim: int, mp: int) -> None:
     for weight in all_weights(grouped, embedding_dim):
         x = whole_numbers(weight)
-        shares = split(weight, x, mp)
-        assert {tuple(share.shape) for share in shares} == {weight.shape_at(mp)}
+        shares = shares_of(grouped, weight, x, mp)
+        owned = weight.slices(split_of(grouped, mp))
+        assert [tuple(share.shape) for share in shares] == [weight.shape_of(own) for own in owned]
+        if mp != 3:
+            assert len({share.shape for share in shares}) == 1
         if weight.cut is None:
             assert all(torch.equal(share, x) for share in shares)
         else:
@@ -100,24 +110,32 @@ def test_every_share_is_the_one_that_fairscale_gives_the_rank(grouped: Params, e
             theirs = [x[start:stop] for start, stop in ranges]
         else:
             theirs = list(split_tensor_along_last_dim(x, mp))
-        assert all(torch.equal(our, their) for our, their in zip(split(weight, x, mp), theirs, strict=True))
+        ours = shares_of(grouped, weight, x, mp)
+        assert all(torch.equal(our, their) for our, their in zip(ours, theirs, strict=True))
+
+
+def heads_of(params: Params, name: str, mp: int) -> list[tuple[int, int]]:
+    """The first head of a weight on each rank and the one behind its last, of 8 numbers a head."""
+    weight = next(weight for weight in all_weights(params, 1) if weight.name == f"layers.0.attention.{name}.weight")
+    owned = weight.slices(split_of(params, mp))
+    assert all(own.start % 8 == own.stop % 8 == 0 for own in owned)
+    return [(own.start // 8, own.stop // 8) for own in owned]
 
 
 def test_a_ranks_queries_keys_and_values_are_of_the_same_whole_heads(grouped: Params) -> None:
-    weights = {weight.name: weight for weight in all_weights(grouped, 1)}
-    for rank in range(4):
-        query = weights["layers.0.attention.wq.weight"].slice_of(rank, 4)
-        key = weights["layers.0.attention.wk.weight"].slice_of(rank, 4)
-        assert query is not None and key is not None
-        # 8 numbers a head; two query heads to a KV head.
-        assert (query.start // 8, query.stop // 8) == (2 * rank, 2 * rank + 2)
-        assert (key.start // 8, key.stop // 8) == (rank, rank + 1)
+    # Two query heads to a KV head.
+    assert heads_of(grouped, "wq", 4) == heads_of(grouped, "wo", 4) == [(0, 2), (2, 4), (4, 6), (6, 8)]
+    assert heads_of(grouped, "wk", 4) == heads_of(grouped, "wv", 4) == [(0, 1), (1, 2), (2, 3), (3, 4)]
+    # Where it does not go evenly, queries stay with the KV head that they use.
+    assert heads_of(grouped, "wq", 3) == heads_of(grouped, "wo", 3) == [(0, 4), (4, 6), (6, 8)]
+    assert heads_of(grouped, "wk", 3) == heads_of(grouped, "wv", 3) == [(0, 2), (2, 3), (3, 4)]
 
 
 def test_heads_are_never_cut_through_even_where_the_columns_would_divide(grouped: Params) -> None:
-    sentence = "cannot split 4 KV heads over 8 ranks evenly; choose an MP of 1, 2 or 4"
-    with pytest.raises(RefusedError, match=re.escape(sentence)):
-        next(w for w in all_weights(grouped, 1) if w.name.endswith("wk.weight")).shape_at(8)
+    # 4 KV heads of 8 numbers would divide into 8 halves; each stands whole on two ranks instead.
+    assert heads_of(grouped, "wq", 8) == heads_of(grouped, "wo", 8) == [(head, head + 1) for head in range(8)]
+    twice = [(0, 1), (0, 1), (1, 2), (1, 2), (2, 3), (2, 3), (3, 4), (3, 4)]
+    assert heads_of(grouped, "wk", 8) == heads_of(grouped, "wv", 8) == twice
 
 
 @pytest.mark.parametrize(("name", "raw"), [row[:2] for row in MODELS], ids=[row[0] for row in MODELS])
@@ -127,11 +145,18 @@ def test_each_published_model_divides_over_the_mp_sizes_of_its_row(
     params = read(tmp_path, **{**raw, "n_layers": 1})
     # Llama 3 and later cut the embedding along the vocabulary.
     weights = all_weights(params, 0 if params.vocab_size == 128256 else 1)
-
-    def divides(mp: int) -> bool:
-        try:
-            return all(len(weight.shape_at(mp)) > 0 for weight in weights)
-        except RefusedError:
-            return False
-
-    assert [mp for mp in (1, 2, 4, 8, 16, 32, 64) if divides(mp)] == EVEN_MP.get(name, [1, 2, 4, 8])
+    once, repeated = [], []
+    for mp in (1, 2, 4, 8, 16, 32, 64):
+        if mp > params.n_heads:
+            continue
+        split = split_of(params, mp)
+        even = all(len({own.size for own in weight.slices(split)}) == 1 for weight in weights)
+        assert split.meta == even
+        if even and mp <= params.n_kv_heads:
+            assert split.kv_copies == 1
+            once.append(mp)
+        elif even:
+            assert split.kv_copies == mp // params.n_kv_heads
+            repeated.append(mp)
+    assert once == EVEN_MP.get(name, [1, 2, 4, 8])
+    assert repeated == MP_THAT_REPEATS_KV_HEADS.get(name, [])

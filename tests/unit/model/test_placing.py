@@ -6,9 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from model.checkpoint.loading import load_weights
+from model.checkpoint.opening import open_checkpoint
 from model.checkpoint.params_json import read_params
-from model.placing import available_host_bytes, check_room, choose_dtype, cpu_has_bfloat16, share_bytes
+from model.host import available_host_bytes, cpu_has_bfloat16
+from model.placing import check_room, choose_dtype, private_bytes, share_bytes
 from parallel import RefusedError
+from tests.distributed.minis import MINIS
 from tests.unit.model.test_params import MODELS, file_of
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -67,6 +71,38 @@ def test_a_ranks_share_is_the_size_of_its_published_file(tmp_path: Path, name: s
 def test_a_share_of_one_is_every_parameter(tmp_path: Path) -> None:
     params = read_params(file_of(tmp_path, MODELS[0][1]))
     assert share_bytes(params, 1, torch.float32) == 4 * params.n_parameters
+
+
+@pytest.mark.parametrize("mp", [1, 3, 6])
+def test_the_first_ranks_share_is_the_largest_and_is_counted_to_the_byte(tmp_path: Path, mp: int) -> None:
+    checkpoint = open_checkpoint(MINIS["12 heads"].write(tmp_path / "ckpt", 4))
+    sizes = []
+    for rank in range(mp):
+        weights = load_weights(checkpoint, rank, mp, torch.bfloat16, CPU)
+        sizes.append(sum(weight.nbytes for weight in weights.values()))
+    assert share_bytes(checkpoint.params, mp, torch.bfloat16, checkpoint.embedding_dim) == sizes[0] == max(sizes)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("name", "mp", "ranks"),
+    [
+        *[("12 heads", mp, ranks) for mp in (1, 4) for ranks in (1, 2, 3, 4, 12)],
+        *[("16 heads, 8 KV heads", 16, ranks) for ranks in (1, 2, 3, 4, 16)],
+    ],
+)
+def test_the_bytes_asked_for_are_those_that_are_copied(
+    tmp_path: Path, name: str, mp: int, ranks: int, dtype: str
+) -> None:
+    checkpoint = open_checkpoint(MINIS[name].write(tmp_path / "ckpt", mp))
+    weights = load_weights(checkpoint, 0, ranks, DTYPES[dtype], CPU)
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    ends = [line[0].split("-") for line in lines if line[-1].startswith(str(tmp_path))]
+    files = [range(int(start, 16), int(stop, 16)) for start, stop in ends]
+    copied = [weight for weight in weights.values() if not any(weight.data_ptr() in place for place in files)]
+    assert private_bytes(checkpoint, ranks, DTYPES[dtype], CPU) == sum(weight.nbytes for weight in copied)
+    # On a GPU nothing can stay in a file.
+    assert private_bytes(checkpoint, ranks, DTYPES[dtype], CUDA) == sum(weight.nbytes for weight in weights.values())
 
 
 def test_more_than_there_is_is_refused_with_both_numbers() -> None:

@@ -17,6 +17,7 @@ from parallel import (
     RowParallelLinear,
     VocabParallelEmbedding,
 )
+from tests.distributed.uneven import ragged
 
 SIZES = [1, 2, 4]
 ROWS, COLUMNS = 16, 24
@@ -80,6 +81,23 @@ def test_a_share_is_the_slice_of_what_the_uncut_weight_draws(
         assert torch.equal(weight, wanted.chunk(size, dim)[rank])
         # The layer after this one continues where the uncut model would.
         assert torch.equal(torch.rand(3), wanted_next)
+
+
+@EVERY_LAYER
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_an_uneven_share_is_its_slice_of_what_the_uncut_weight_draws(name: str, size: int) -> None:
+    make, dim = LAYERS[name]
+    shares = ragged((ROWS, COLUMNS)[dim], size)
+    torch.manual_seed(11)
+    wanted = uncut_draw(init.xavier_normal_).split([own.size for own in shares], dim)
+    for rank in range(size):
+        torch.manual_seed(11)
+        weight = make(mesh=Mesh(rank, size), shares=shares).get_parameter("weight")
+        assert torch.equal(weight, wanted[rank])
+        with torch.device("meta"), LargestTensor() as largest:
+            assert make(mesh=Mesh(rank, size), shares=shares).get_parameter("weight").shape == wanted[rank].shape
+        # A bias that is whole on every rank may be larger than a share of one number.
+        assert largest.numel == max(wanted[rank].numel(), ROWS if name == "RowParallelLinear" else 0)
 
 
 @pytest.mark.parametrize("name", ["ColumnParallelLinear", "RowParallelLinear"])
