@@ -37,7 +37,7 @@ def convert_folder(source: Path, destination: Path, options: ConvertOptions) -> 
         cut = ReshardOptions(mp=options.mp or 1, embedding_dim=options.embedding_dim, allow_legacy=options.allow_legacy)
         return reshard_folder(source, destination, cut, "converting")
     checkpoint = open_checkpoint(source, options.allow_legacy)
-    from model.checkpoint.convert import write_hugging_face_folder  # loads torch: only now, when the source is good
+    from model.hugging_face.writing import write_hugging_face_folder  # loads torch: only now, when the source is good
 
     stop_on_signals()
     for note in checkpoint.notes:

@@ -9,9 +9,9 @@ from launcher.flags import inspect_options
 from launcher.inspection_text import inspection_text
 from launcher.options import InspectOptions
 from launcher.report import stop_on_signals
-from model.checkpoint.inspection import inspect_checkpoint
-from model.checkpoint.inspection_report import Inspection
 from model.checkpoint.opening import open_checkpoint
+from model.inspection.headers import inspect_checkpoint
+from model.inspection.report import Inspection
 from parallel.environment import Environment
 from parallel.errors import RefusedError
 
@@ -33,7 +33,7 @@ def inspect_folder(folder: str, options: InspectOptions) -> Inspection:
     checkpoint = open_checkpoint(folder, options.allow_legacy)
     if not options.deep:
         return inspect_checkpoint(checkpoint)
-    from model.checkpoint.deep_reading import read_deeply  # loads torch: only now, when numbers are to be read
+    from model.inspection.deep_reading import read_deeply  # loads torch: only now, when numbers are to be read
 
     stop_on_signals()
     return inspect_checkpoint(checkpoint, read_deeply(checkpoint, ProgressLine("reading", "GB", 1e9)))

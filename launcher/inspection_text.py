@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import groupby, pairwise
 
-from model.checkpoint.inspection_report import (
+from model.inspection.report import (
     DeepReport,
     FileReport,
     Inspection,

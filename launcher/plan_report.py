@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from launcher.plan_source import Source
-from model.planning import MAX_BATCH, MAX_SEQ_LEN, Outlook, Plan, RankPlan, Room, Workload
+from model.planning.plan import MAX_BATCH, MAX_SEQ_LEN, Outlook, Plan, RankPlan, Room, Workload
+from model.planning.traffic import Link, Traffic
 from model.split import Split
-from model.traffic import Link, Traffic
 
 # What model/placing.py answers where the system does not say how much memory it has.
 _UNKNOWN_BYTES = 2**62

@@ -6,9 +6,9 @@ from pathlib import Path
 from launcher.options import PlanOptions
 from model.checkpoint.checkpoint import Checkpoint
 from model.checkpoint.files import DTYPE_BYTES
-from model.checkpoint.hugging_face_config import CONFIG, read_config
 from model.checkpoint.opening import open_checkpoint
 from model.checkpoint.params_json import read_params
+from model.hugging_face.config import CONFIG, read_config
 from model.params import LLAMA_3_VOCABULARY, Params
 from parallel.errors import RefusedError
 

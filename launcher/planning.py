@@ -14,7 +14,7 @@ from launcher.plan_source import Source, read_source
 from launcher.schema import settings_of
 from model.host import available_host_bytes, name_dtype
 from model.params import Params
-from model.planning import Room, Workload, fits, outlook, shares_of
+from model.planning.plan import Room, Workload, fits, outlook, shares_of
 from model.split import check_ranks, split_of
 from parallel.environment import Environment
 from parallel.errors import RefusedError

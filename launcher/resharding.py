@@ -60,6 +60,6 @@ def with_small_files(checkpoint: Checkpoint) -> AbstractContextManager[Checkpoin
     """The checkpoint with a folder beside its weights; a GGUF file holds the tokenizer within."""
     if checkpoint.layout != "gguf":
         return nullcontext(checkpoint)
-    from model.checkpoint.gguf_folder import unpacked  # most checkpoints do not need it
+    from model.gguf.folder import unpacked  # most checkpoints do not need it
 
     return unpacked(checkpoint)

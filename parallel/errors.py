@@ -9,6 +9,13 @@ class ShardrunError(Exception):
 
     exit_code = 1
 
+    def __str__(self) -> str:
+        # Names in it may come from a file that somebody made: what would control a terminal is shown, not sent.
+        return "".join(
+            letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape").decode()
+            for letter in super().__str__()
+        )
+
 
 class RefusedError(ShardrunError, ValueError):
     """Bad input, file, configuration or environment: nothing was run."""

@@ -117,9 +117,9 @@ def run_transformers(ckpt_dir: str, new_tokens: int) -> dict[str, Any]:
 
 def transformers_state(ckpt_dir: str) -> dict[str, Any]:
     """The weights under Hugging Face's names, q and k in its order of rows."""
-    from model.checkpoint.hugging_face_names import hugging_face_name, is_turned
     from model.checkpoint.opening import open_checkpoint
     from model.checkpoint.reading import hugging_face_rows, open_weights
+    from model.hugging_face.names import hugging_face_name, is_turned
     from parallel.slices import Slice
 
     checkpoint, state = open_checkpoint(ckpt_dir), {}

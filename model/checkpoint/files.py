@@ -112,6 +112,6 @@ def describe_start(start: bytes) -> str | None:
     return None
 
 
-def shown(text: str) -> str:
+def printable(text: str) -> str:
     """A name out of a file as it can be printed: a damaged one may hold anything."""
-    return text if text.isascii() and text.isprintable() and len(text) <= 80 else ascii(text[:80])
+    return text if text.isascii() and text.isprintable() and len(text) <= 120 else ascii(text[:120])

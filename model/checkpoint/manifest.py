@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint.files import FileHeader, open_regular, shown
+from model.checkpoint.files import FileHeader, open_regular, printable
 from model.cuts import Weight
 from model.split import Split
 from parallel.errors import RefusedError
@@ -57,7 +57,7 @@ def read_manifest(folder: Path, headers: Sequence[FileHeader]) -> list[ListedSha
     listed = {shard.file: shard for shard in _read(path)}
     if set(listed) != {header.path.name for header in headers}:
         raise RefusedError(
-            f"{path}: lists {', '.join(map(shown, sorted(listed)))} but the folder holds "
+            f"{path}: lists {', '.join(map(printable, sorted(listed)))} but the folder holds "
             f"{', '.join(header.path.name for header in headers)}; get the missing files, or delete {MANIFEST} "
             "if the shards were replaced on purpose"
         )
@@ -73,11 +73,11 @@ def _check(header: FileHeader, listed: Mapping[str, ListedShard]) -> None:
     twin = next((name for name, shard in listed.items() if shard.crc32 == found), None)
     if twin is not None:
         raise RefusedError(
-            f"{header.path}: holds what {MANIFEST} lists for {shown(twin)}; the shards are swapped: rename them"
+            f"{header.path}: holds what {MANIFEST} lists for {printable(twin)}; the shards are swapped: rename them"
         )
     key = next(key for key in [*wanted, *found] if wanted.get(key) != found.get(key))
     raise RefusedError(
-        f"{header.path}: {shown(key)} is not what {MANIFEST} lists (CRC-32 {found.get(key)}, listed "
+        f"{header.path}: {printable(key)} is not what {MANIFEST} lists (CRC-32 {found.get(key)}, listed "
         f"{wanted.get(key)}); get the file again, or delete {MANIFEST} if it was replaced on purpose"
     )
 
@@ -88,14 +88,14 @@ def _read(path: Path) -> list[ListedShard]:
             content: Any = json.loads(file.read(_MAX_BYTES))
         if content["format"] not in (1, 2):
             raise RefusedError(
-                f"{path}: has format {shown(str(content['format']))}; this version of shardrun knows 1 and 2"
+                f"{path}: has format {printable(str(content['format']))}; this version of shardrun knows 1 and 2"
             )
         return [_listed(shard, content["format"]) for shard in content["shards"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         if isinstance(error, RefusedError):
             raise
         raise RefusedError(
-            f"{path}: is not a list of shards as shardrun writes it ({type(error).__name__}: {shown(str(error))}); "
+            f"{path}: is not a list of shards as shardrun writes it ({type(error).__name__}: {printable(str(error))}); "
             "delete it or write the checkpoint again"
         ) from None
 

@@ -108,6 +108,11 @@ def _with_vocabulary(folder: Path, params: Params, headers: Sequence[FileHeader]
     shapes = [entry.shape for entry in entries if entry is not None]
     rows = shapes[0][0] * len(shapes) if slices is None else sum(shape[0] for shape in shapes)
     if params.vocab_size not in (-1, rows):
+        if slices is None and len({shape[0] for shape in shapes}) > 1:
+            raise RefusedError(
+                f"{folder}: its shards are cut unevenly, which only {MANIFEST} could describe, and there is none; get "
+                "that file too, or the checkpoint as it was before it was cut"
+            )
         raise RefusedError(
             f"{folder / 'params.json'}: vocab_size is {params.vocab_size}, but output.weight of "
             f"{headers[0].path.name} has {shapes[0][0]} rows ({rows} over {len(headers)} "

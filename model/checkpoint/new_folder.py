@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from parallel.errors import RefusedError
@@ -48,9 +48,8 @@ def write_folder(destination: Path, fill: Callable[[Path], None]) -> None:
                 shutil.rmtree(stale, ignore_errors=True)
     partial: Path | None = None
     try:
-        partial = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-        partial.chmod(0o755)
-        with _locked(partial):
+        with ExitStack() as stack:
+            partial = _make_locked(parent, prefix, stack)
             fill(partial)
             for path in sorted(partial.iterdir()):
                 _flush(path)
@@ -70,6 +69,17 @@ def write_folder(destination: Path, fill: Callable[[Path], None]) -> None:
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _make_locked(parent: Path, prefix: str, stack: ExitStack) -> Path:
+    """A new hidden folder that is ours until `stack` ends."""
+    while True:
+        made = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        # Another run may have taken it for a killed one's before the lock was ours.
+        with contextlib.suppress(FileNotFoundError):
+            if stack.enter_context(_locked(made)) and made.exists():
+                made.chmod(0o755)
+                return made
 
 
 @contextmanager

@@ -22,11 +22,11 @@ def open_checkpoint(folder: str | Path, allow_legacy: bool = False) -> Checkpoin
     """
     folder = Path(folder)
     if (file := _gguf_file(folder)) is not None:
-        from model.checkpoint.gguf_folder import open_gguf  # needs the optional package gguf
+        from model.gguf.folder import open_gguf  # needs the optional package gguf
 
         return open_gguf(file)
     if _is_hugging_face(folder):
-        from model.checkpoint.hugging_face_folder import open_hugging_face_folder  # most folders do not need it
+        from model.hugging_face.folder import open_hugging_face_folder  # most folders do not need it
 
         return open_hugging_face_folder(folder, allow_legacy)
     return open_meta_folder(folder, allow_legacy)

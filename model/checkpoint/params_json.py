@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from model.checkpoint.files import printable
 from model.checkpoint.strict_json import Field, read_json_object
 from model.params import GivenRope, Params, RopeScaling, ffn_width, rope_of
 from parallel.errors import RefusedError
@@ -59,7 +60,7 @@ def _check_field(path: Path, key: str, value: Any) -> None:
     if field is None:
         near = difflib.get_close_matches(key, FIELDS, 1)
         hint = f"; did you mean '{near[0]}'?" if near else f"; known keys: {', '.join(FIELDS)}"
-        raise RefusedError(f"{path}: unknown key '{key}'{hint}")
+        raise RefusedError(f"{path}: unknown key '{printable(key)}'{hint}")
     field.check(path, key, value)
 
 

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from model.checkpoint.files import printable
+
 _STORAGE_DTYPES = {
     "torch FloatStorage": "float32",
     "torch HalfStorage": "float16",
@@ -198,7 +200,7 @@ class _Machine:
     def _op_global(self, name: str) -> None:
         if name not in _HARMLESS:
             raise UnsafePickle(
-                f"its pickle asks for {name.replace(' ', '.')[:120]}, which loading weights does not need"
+                f"its pickle asks for {printable(name.replace(' ', '.')[:120])}, which loading weights does not need"
             )
         self.stack.append(PickledGlobal(name))
 
@@ -233,7 +235,7 @@ class _Machine:
         if name == "torch Size":
             return tuple(*arguments)
         if name != _TENSOR:
-            raise UnsafePickle(f"its pickle calls {name.replace(' ', '.')}")
+            raise UnsafePickle(f"its pickle calls {printable(name.replace(' ', '.'))}")
         storage, offset, shape, stride = arguments[:4]
         _need(isinstance(storage, PickledStorage) and _natural(offset, *shape, *stride) and len(shape) == len(stride))
         return PickledTensor(storage, offset, tuple(shape), tuple(stride))

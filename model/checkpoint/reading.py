@@ -76,7 +76,7 @@ def open_file(header: FileHeader) -> OpenFile:
     if header.kind == "legacy":
         return LegacyFile(header)
     if header.kind == "gguf":
-        from model.checkpoint.gguf_file import GgufFile  # needs the optional package gguf
+        from model.gguf.file import GgufFile  # needs the optional package gguf
 
         return GgufFile(header)
     return MappedFile(header)

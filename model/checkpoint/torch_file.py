@@ -18,7 +18,7 @@ from model.checkpoint.files import (
     TensorEntry,
     describe_start,
     open_regular,
-    shown,
+    printable,
 )
 from model.checkpoint.pickle_reader import OddTensor, PickledTensor, UnsafePickle, read_pickle
 from parallel.errors import RefusedError
@@ -89,13 +89,13 @@ def _read_archive(path: Path, stamp: FileStamp, file: BinaryIO, archive: zipfile
         name = info.filename.partition("/")[2]
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
             raise RefusedError(
-                f"{path}: record {shown(info.filename)} is compressed; torch stores weights uncompressed, so "
+                f"{path}: record {printable(info.filename)} is compressed; torch stores weights uncompressed, so "
                 "this file was not written by it"
             )
         if info.flag_bits & 0x1:
-            raise RefusedError(f"{path}: record {shown(info.filename)} is encrypted")
+            raise RefusedError(f"{path}: record {printable(info.filename)} is encrypted")
         if name in records:
-            raise RefusedError(f"{path}: holds the record {shown(info.filename)} twice")
+            raise RefusedError(f"{path}: holds the record {printable(info.filename)} twice")
         records[name] = info
     if min((info.header_offset for info in records.values()), default=0) != 0:
         # Readers disagree on where an archive begins behind other bytes: they would see different weights.
@@ -134,10 +134,10 @@ def _data_start(file: BinaryIO, info: zipfile.ZipInfo, size: int, path: Path) ->
     name_bytes, extra_bytes = struct.unpack("<HH", local[26:30]) if len(local) == _LOCAL_HEADER_BYTES else (0, 0)
     named = file.read(name_bytes).decode("utf-8", "replace")
     if not local.startswith(b"PK\x03\x04") or named != info.filename:
-        raise RefusedError(f"{path}: record {shown(info.filename)} is not where the file's directory says; {AGAIN}")
+        raise RefusedError(f"{path}: record {printable(info.filename)} is not where the file's directory says; {AGAIN}")
     start = info.header_offset + _LOCAL_HEADER_BYTES + int(name_bytes) + int(extra_bytes)
     if start + info.file_size > size:
-        raise RefusedError(f"{path}: record {shown(info.filename)} goes beyond the end of the file; {AGAIN}")
+        raise RefusedError(f"{path}: record {printable(info.filename)} goes beyond the end of the file; {AGAIN}")
     return start
 
 
@@ -154,7 +154,7 @@ def _state_of(value: Any) -> tuple[dict[str, Any], bool]:
     nested = isinstance(inner, dict) and not any(isinstance(item, PickledTensor) for item in value.values())
     state = inner if nested and isinstance(inner, dict) else value
     for key in state:
-        if not isinstance(key, str) or shown(key) != key:
+        if not isinstance(key, str) or printable(key) != key:
             raise _NotTensors(f"has a key {ascii(key)[:80]} that is not a name; a shard holds names and tensors")
     return state, nested
 

@@ -15,9 +15,9 @@ from model.checkpoint.opening import open_checkpoint
 from parallel import Mesh, World
 from parallel.collectives import all_reduce
 from tests.distributed.answers import Answer, answer, require_answer
-from tests.distributed.minis import MINIS
 from tests.distributed.pool import Pool
 from tests.distributed.threads import run_as_threads
+from tests.minis import MINIS
 from tests.reference import Reference, greedy
 
 DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo"

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from model.generate import Generation, Settings
 from model.params import Params
+from model.planning.traffic import traffic_of
 from model.split import split_of
-from model.traffic import traffic_of
 from model.transformer import Transformer
 from parallel import World
 from tests.distributed.pool import Pool

@@ -11,8 +11,8 @@ import torch
 
 from model.checkpoint.loading import load_weights
 from model.checkpoint.opening import open_checkpoint
-from tests.distributed.minis import MINIS
 from tests.end_to_end.command import Running
+from tests.minis import MINIS
 
 DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo"
 FLAGS = ["--prompts", '["Once upon a time", "One day"]', "--max_gen_len", "40", "--dtype", "float32"]

@@ -16,7 +16,7 @@ DOORS = {
     "sentencepiece": {"model/tokenizers/sentencepiece_file.py"},
     "tiktoken": {"model/tokenizers/tiktoken_file.py"},
     "tokenizers": {"model/tokenizers/json_file.py"},
-    "gguf": {"model/checkpoint/gguf_file.py"},
+    "gguf": {"model/gguf/file.py"},
 }
 RANK_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 

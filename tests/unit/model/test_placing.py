@@ -12,7 +12,7 @@ from model.checkpoint.params_json import read_params
 from model.host import available_host_bytes, cpu_has_bfloat16
 from model.placing import check_room, choose_dtype, private_bytes, share_bytes
 from parallel import RefusedError
-from tests.distributed.minis import MINIS
+from tests.minis import MINIS
 from tests.unit.model.test_params import MODELS, file_of
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from model.checkpoint.convert import write_hugging_face_folder
 from model.checkpoint.opening import open_checkpoint
 from model.checkpoint.reshard import write_meta_folder
+from model.hugging_face.writing import write_hugging_face_folder
 from tests.hugging_face import same_bits
 
 

@@ -24,7 +24,7 @@ from model.checkpoint.reading import MappedFile, open_weights
 from model.checkpoint.reshard import write_meta_folder
 from parallel.errors import RefusedError
 from tests.checkpoints import Sizes, cut_short, whole_weights
-from tests.distributed.minis import MINIS, Mini, own_part
+from tests.minis import MINIS, Mini, own_part
 from tests.reference import merged_weights
 
 CPU = torch.device("cpu")

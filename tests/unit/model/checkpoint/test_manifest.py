@@ -22,7 +22,7 @@ from model.checkpoint.reshard import write_meta_folder
 from parallel.errors import RefusedError
 from parallel.slices import Slice
 from tests.checkpoints import SHARD, whole_weights
-from tests.distributed.minis import MINIS, Mini
+from tests.minis import MINIS, Mini
 
 WQ, WK, WV, WO = (f"layers.0.attention.{part}.weight" for part in ("wq", "wk", "wv", "wo"))
 # KV heads that stand on several ranks, unevenly: 8 query heads on 3 ranks are 3, 3 and 2, with 4 numbers a head.

@@ -20,7 +20,7 @@ from model.checkpoint.opening import open_checkpoint
 from model.checkpoint.reshard import write_meta_folder
 from parallel.errors import RefusedError
 from tests.checkpoints import SHARD, whole_weights
-from tests.distributed.minis import Mini
+from tests.minis import Mini
 
 # So small that a third of the file is zip and pickle, where a change does more than a checksum can tell.
 SMALL = Mini(dim=8, n_layers=1, n_heads=2, n_kv_heads=1, multiple_of=8, vocabulary=16)

@@ -13,7 +13,7 @@ from model.checkpoint.opening import open_checkpoint
 from model.checkpoint.reshard import write_meta_folder
 from parallel.errors import RefusedError
 from tests.checkpoints import whole_weights
-from tests.distributed.minis import MINIS, own_part
+from tests.minis import MINIS, own_part
 from tests.reference import merged_weights
 from tests.unit.model.conftest import TINY, MakeFolder
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from model.checkpoint.checkpoint import Checkpoint
-from model.checkpoint.gguf_folder import open_gguf, unpacked
 from model.checkpoint.opening import open_checkpoint
 from model.checkpoint.reading import open_weights
 from model.checkpoint.reshard import write_meta_folder
+from model.gguf.folder import open_gguf, unpacked
 from model.params import RopeScaling
 from parallel.errors import RefusedError
 from parallel.slices import Slice

@@ -15,14 +15,14 @@ from model.cache import KVCache
 from model.checkpoint.loading import load_weights
 from model.checkpoint.opening import open_checkpoint
 from model.checkpoint.params_json import read_params
-from model.host_memory import HostMemory, assumed_host_memory, host_memories
 from model.params import Params
-from model.planning import Room, Workload, fits, largest_batch, longest_sequence, outlook, plan_of, shares_of
+from model.planning.host_memory import HostMemory, assumed_host_memory, host_memories
+from model.planning.plan import Room, Workload, fits, largest_batch, longest_sequence, outlook, plan_of, shares_of
+from model.planning.traffic import LOOPBACK, NVLINK, traffic_of
+from model.planning.workspace import Widths, decode_bytes, prefill_bytes, resident_bytes, widths_of
 from model.sampling import choose
 from model.split import split_of
-from model.traffic import LOOPBACK, NVLINK, traffic_of
 from model.transformer import Transformer
-from model.workspace import Widths, decode_bytes, prefill_bytes, resident_bytes, widths_of
 from parallel import Mesh, RefusedError
 from tests.unit.model.conftest import MakeFolder
 from tests.unit.model.test_params import MODELS, file_of

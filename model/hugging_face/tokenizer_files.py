@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint.tokenizer_json import (
+from model.hugging_face.tokenizer_json import (
     VERSION,
     added_token,
     bos_first,

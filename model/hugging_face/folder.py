@@ -8,14 +8,14 @@ from typing import Any
 from model.checkpoint.checkpoint import Checkpoint, Piece
 from model.checkpoint.embedding_cut import usual_embedding_dim
 from model.checkpoint.files import AGAIN, FileHeader
-from model.checkpoint.hugging_face_config import CONFIG, LlamaConfig, read_config
-from model.checkpoint.hugging_face_names import hugging_face_name, is_ignored, is_turned
 from model.checkpoint.legacy import read_legacy_header
 from model.checkpoint.meta_folder import main_dtype
-from model.checkpoint.safetensors_file import read_safetensors_header
 from model.checkpoint.strict_json import read_json_object, shown
 from model.checkpoint.torch_file import is_legacy, read_header
 from model.cuts import Weight, all_weights
+from model.hugging_face.config import CONFIG, LlamaConfig, read_config
+from model.hugging_face.names import hugging_face_name, is_ignored, is_turned
+from model.hugging_face.safetensors_file import read_safetensors_header
 from parallel.errors import RefusedError
 from parallel.slices import Slice
 

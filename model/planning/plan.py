@@ -14,11 +14,11 @@ from math import prod
 from model.checkpoint.checkpoint import Checkpoint
 from model.checkpoint.files import DTYPE_BYTES
 from model.cuts import Weight, all_weights
-from model.host_memory import HostMemory, assumed_host_memory, host_memories
 from model.params import Params
+from model.planning.host_memory import HostMemory, assumed_host_memory, host_memories
+from model.planning.traffic import LOOPBACK, NVLINK, Link, Traffic, traffic_of
+from model.planning.workspace import Widths, decode_bytes, prefill_bytes, resident_bytes, widths_of
 from model.split import Split, split_of
-from model.traffic import LOOPBACK, NVLINK, Link, Traffic, traffic_of
-from model.workspace import Widths, decode_bytes, prefill_bytes, resident_bytes, widths_of
 
 # What a process takes on a GPU besides tensors: CUDA's context, NCCL's and cuBLAS's buffers. Assumed, not measured.
 GPU_RESERVE_BYTES = 1_000_000_000

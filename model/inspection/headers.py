@@ -7,9 +7,11 @@ from math import prod
 from pathlib import Path
 
 from model.checkpoint.checkpoint import Checkpoint, Piece
-from model.checkpoint.families import family_of
 from model.checkpoint.files import FileHeader
-from model.checkpoint.inspection_report import (
+from model.checkpoint.manifest import MANIFEST
+from model.cuts import Weight
+from model.inspection.families import family_of
+from model.inspection.report import (
     MOST_RANKS,
     CopiesReport,
     DeepReport,
@@ -19,8 +21,6 @@ from model.checkpoint.inspection_report import (
     TokenizerReport,
     WeightReport,
 )
-from model.checkpoint.manifest import MANIFEST
-from model.cuts import Weight
 from model.params import Params
 from model.split import split_of
 from model.tokenizers.opening import find_tokenizer, open_tokenizer

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model.checkpoint.gguf_container import read_container
-from model.checkpoint.gguf_tokenizer import tokenizer_note, write_tokenizer
+from model.gguf.container import read_container
+from model.gguf.tokenizer import tokenizer_note, write_tokenizer
 from model.tokenizers.base import Tokenizer
 from model.tokenizers.opening import open_tokenizer
 from parallel.errors import RefusedError

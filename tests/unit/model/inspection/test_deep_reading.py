@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.checkpoint.deep_reading import read_deeply
-from model.checkpoint.inspection_report import ChecklistEntry, DeepReport
 from model.checkpoint.opening import open_checkpoint
 from model.checkpoint.reshard import write_meta_folder
+from model.inspection.deep_reading import read_deeply
+from model.inspection.report import ChecklistEntry, DeepReport
 from parallel.errors import RefusedError
 from tests.checkpoints import edit_shard, flip_bit
 from tests.gguf_files import save_gguf

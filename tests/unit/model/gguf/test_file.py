@@ -11,10 +11,10 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
 
-from model.checkpoint.gguf_file import GgufFile, read_gguf
-from model.checkpoint.gguf_folder import unpacked
 from model.checkpoint.opening import open_checkpoint
 from model.checkpoint.reading import open_file, open_weights
+from model.gguf.file import GgufFile, read_gguf
+from model.gguf.folder import unpacked
 from model.tokenizers.base import Tokenizer
 from parallel.errors import RefusedError
 from parallel.slices import Slice

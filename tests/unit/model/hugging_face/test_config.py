@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from model.checkpoint.hugging_face_config import config_of, read_config
+from model.hugging_face.config import config_of, read_config
 from model.params import Params, RopeScaling
 from model.rope import rotations
 from parallel.errors import RefusedError

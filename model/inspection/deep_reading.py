@@ -16,12 +16,12 @@ from torch import Tensor
 
 from model.checkpoint.checking import Cancelled, Check, check_record, checks_of
 from model.checkpoint.checkpoint import Checkpoint
-from model.checkpoint.file_sums import CHECKLIST, FileSums, md5_of, read_checklist
 from model.checkpoint.files import AGAIN
-from model.checkpoint.inspection import EMBEDDING, OUTPUT
-from model.checkpoint.inspection_report import ChecklistEntry, DeepReport
 from model.checkpoint.reading import WeightReader, open_weights
 from model.cuts import Weight
+from model.inspection.file_sums import CHECKLIST, FileSums, md5_of, read_checklist
+from model.inspection.headers import EMBEDDING, OUTPUT
+from model.inspection.report import ChecklistEntry, DeepReport
 from parallel.errors import RefusedError
 from parallel.slices import Slice
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from model.checkpoint.families import family_of
 from model.checkpoint.params_json import read_params
+from model.inspection.families import family_of
 from model.params import Params
 
 SEVEN_B = {"dim": 4096, "n_layers": 32, "n_heads": 32}

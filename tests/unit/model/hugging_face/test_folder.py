@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.checkpoint.checkpoint import Checkpoint
-from model.checkpoint.hugging_face_folder import open_hugging_face_folder
 from model.checkpoint.opening import open_checkpoint
 from model.checkpoint.reading import open_weights
+from model.hugging_face.folder import open_hugging_face_folder
 from parallel.errors import RefusedError
 from parallel.slices import Slice
 from tests.hugging_face import KINDS, edit_config, meta_weights, same_bits, save_llama, stored_tensors

@@ -16,11 +16,11 @@ import numpy as np
 
 from model.checkpoint.checkpoint import Checkpoint, Piece
 from model.checkpoint.files import AGAIN, FileHeader, TensorEntry
-from model.checkpoint.gguf_file import GgufFile, GgufHeader, Numbers, read_gguf
-from model.checkpoint.gguf_params import params_of
-from model.checkpoint.gguf_tokenizer import TOKENS, tokenizer_note, write_tokenizer
 from model.checkpoint.meta_folder import main_dtype
 from model.cuts import Weight, all_weights
+from model.gguf.file import GgufFile, GgufHeader, Numbers, read_gguf
+from model.gguf.params import params_of
+from model.gguf.tokenizer import TOKENS, tokenizer_note, write_tokenizer
 from parallel.errors import RefusedError
 from parallel.slices import Slice
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.checkpoint.inspection import inspect_checkpoint, rank_counts
-from model.checkpoint.inspection_report import CopiesReport, Inspection
 from model.checkpoint.opening import open_checkpoint
 from model.checkpoint.reshard import write_meta_folder
+from model.inspection.headers import inspect_checkpoint, rank_counts
+from model.inspection.report import CopiesReport, Inspection
 from model.params import Params
 from model.tokenizers.base import Tokenizer
 from tests.hugging_face import meta_weights, save_llama, stored_tensors
@@ -277,7 +277,7 @@ def test_keys_that_can_be_computed_are_listed_apart(make_folder: MakeFolder) -> 
 def test_looking_at_headers_needs_no_torch(make_folder: MakeFolder) -> None:
     code = (
         "import sys; from model.checkpoint.opening import open_checkpoint; "
-        "from model.checkpoint.inspection import inspect_checkpoint; "
+        "from model.inspection.headers import inspect_checkpoint; "
         "import json; from dataclasses import asdict; "
         "print(json.dumps([asdict(inspect_checkpoint(open_checkpoint(sys.argv[1]))), 'torch' in sys.modules]))"
     )

@@ -11,7 +11,7 @@ import sentencepiece
 import tokenizers
 from transformers import AutoTokenizer
 
-from model.checkpoint.hugging_face_tokenizer import Untranslatable, tokenizer_files
+from model.hugging_face.tokenizer_files import Untranslatable, tokenizer_files
 from model.tokenizers.base import Tokenizer
 from model.tokenizers.opening import open_tokenizer
 from parallel.errors import RefusedError

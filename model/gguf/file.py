@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from model.checkpoint.files import AGAIN, FileHeader, FileStamp, TensorEntry, open_regular
-from model.checkpoint.gguf_container import Container, StoredTensor, read_container
+from model.gguf.container import Container, StoredTensor, read_container
 from parallel.errors import RefusedError
 from parallel.slices import Slice
 

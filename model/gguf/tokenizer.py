@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint.gguf_byte_pairs import json_files, ranks_of
-from model.checkpoint.gguf_container import read_container
-from model.checkpoint.gguf_vocabulary import BYTE, CONTROL, UNKNOWN, Vocabulary
+from model.gguf.byte_pairs import json_files, ranks_of
+from model.gguf.container import read_container
+from model.gguf.vocabulary import BYTE, CONTROL, UNKNOWN, Vocabulary
 from model.tokenizers.opening import open_tokenizer
 from parallel.errors import RefusedError
 

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from model.checkpoint.checkpoint import Checkpoint
-from model.checkpoint.hugging_face_config import CONFIG, config_of, usual_context
-from model.checkpoint.hugging_face_folder import INDEX, SINGLE_FILE
-from model.checkpoint.hugging_face_names import hugging_face_name, is_turned
-from model.checkpoint.hugging_face_tokenizer import Untranslatable, tokenizer_files
 from model.checkpoint.loading import Progress
 from model.checkpoint.new_folder import check_destination, write_folder
 from model.checkpoint.reading import WeightReader, hugging_face_rows, open_weights
-from model.checkpoint.safetensors_file import write_safetensors
 from model.checkpoint.shard_writer import PlannedTensor
 from model.checkpoint.strict_json import read_json_object
 from model.cuts import Weight
+from model.hugging_face.config import CONFIG, config_of, usual_context
+from model.hugging_face.folder import INDEX, SINGLE_FILE
+from model.hugging_face.names import hugging_face_name, is_turned
+from model.hugging_face.safetensors_file import write_safetensors
+from model.hugging_face.tokenizer_files import Untranslatable, tokenizer_files
 from model.tokenizers.opening import find_tokenizer, open_tokenizer
 from parallel.errors import RefusedError
 from parallel.slices import Slice

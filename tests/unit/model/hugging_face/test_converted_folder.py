@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from model.checkpoint.convert import write_hugging_face_folder
 from model.checkpoint.opening import open_checkpoint
+from model.hugging_face.writing import write_hugging_face_folder
 from model.tokenizers.base import Tokenizer
 from parallel.errors import RefusedError
 from tests.hugging_face import edit_config, save_llama, stored_tensors

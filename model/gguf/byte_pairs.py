@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from model.checkpoint.gguf_vocabulary import NORMAL, USER_DEFINED, Vocabulary
-from model.checkpoint.tokenizer_json import added_token, byte_letters, llama_3_json, merges_of
+from model.gguf.vocabulary import NORMAL, USER_DEFINED, Vocabulary
+from model.hugging_face.tokenizer_json import added_token, byte_letters, llama_3_json, merges_of
 from model.tokenizers.tiktoken_file import SPECIALS
 
 _MARKS = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.checkpoint.safetensors_file import read_safetensors_header, write_safetensors
 from model.checkpoint.shard_writer import PlannedTensor, planned
+from model.hugging_face.safetensors_file import read_safetensors_header, write_safetensors
 from parallel.errors import RefusedError
 from tests.hugging_face import same_bits
 

@@ -1,0 +1,1 @@
+"""GGUF files, read: their sizes, numbers and tokenizers."""

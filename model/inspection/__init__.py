@@ -1,0 +1,1 @@
+"""What a checkpoint is, told from its headers or from all of its bytes."""
