@@ -6,6 +6,7 @@ from model.checkpoint.checkpoint import Checkpoint
 from model.cuts import all_weights
 from model.host import available_host_bytes, name_dtype
 from model.params import Params
+from model.planning.host_memory import host_memories
 from model.split import split_of
 from parallel import RefusedError
 
@@ -24,24 +25,11 @@ def share_bytes(params: Params, mp: int, dtype: torch.dtype, embedding_dim: int 
 
 
 def private_bytes(checkpoint: Checkpoint, ranks: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Bytes that one rank's weights take beside the mapped files: none where they can stay in them.
-
-    On a CPU only what is converted, put together of several files or cut along its rows is copied; counted for
-    the first rank, which has the most.
-    """
+    """Bytes that the weights of the rank that takes most need beside the mapped files."""
     if device.type != "cpu":
         return share_bytes(checkpoint.params, ranks, dtype, checkpoint.embedding_dim)
-    split = checkpoint.split(ranks)
-    copied = 0
-    for weight in checkpoint.weights:
-        own = weight.slices(split)[0]
-        sources = checkpoint.sources(weight, own)
-        (piece, part) = sources[0]
-        whole_rows = weight.cut != 1 or part == piece.held
-        stays = len(sources) == 1 and whole_rows and not piece.turned
-        if not stays or piece.entry.dtype != str(dtype).removeprefix("torch."):
-            copied += torch.Size(weight.shape_of(own)).numel() * dtype.itemsize
-    return copied
+    memories = host_memories(checkpoint, checkpoint.split(ranks), str(dtype).removeprefix("torch."), "cpu")
+    return max(memory.copied_bytes for memory in memories)
 
 
 def check_room(needed_bytes: int, device: torch.device, local_ranks: int, what: str) -> None:
