@@ -41,9 +41,9 @@ def convert_folder(source: Path, destination: Path, options: ConvertOptions) -> 
 
     stop_on_signals()
     for note in checkpoint.notes:
-        say(note)
+        say(f"note: {note}")
     with with_small_files(checkpoint) as whole:
         for note in write_hugging_face_folder(whole, destination, ProgressLine("converting", "GB", 1e9)):
-            say(note)
+            say(f"note: {note}")
     files = len(list(destination.glob("*.safetensors")))
     return f"{destination}: {files} safetensors file{'s' if files > 1 else ''} and config.json"

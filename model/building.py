@@ -47,12 +47,10 @@ def _choose(found: Found, world: World, dtype: str) -> torch.dtype:
 
 def _load(checkpoint: Checkpoint, world: World, dtype: torch.dtype, progress: Progress | None) -> Transformer:
     """The model, built on meta and then given its weights."""
-    env, mesh = world.env, world.mesh
+    mesh = world.mesh
     with torch.device("meta"):
         model = Transformer(checkpoint.params, mesh, 0 if checkpoint.embedding_dim == 0 else 1)
-    first = mesh.rank - env.local_rank
-    neighbours = range(first, first + env.local_world_size)
-    weights = load_weights(checkpoint, mesh.rank, mesh.size, dtype, world.device, neighbours, progress)
+    weights = load_weights(checkpoint, mesh.rank, mesh.size, dtype, world.device, world.neighbours, progress)
     model.load_state_dict(weights, strict=True, assign=True)
     model.requires_grad_(False)
     return model.eval()

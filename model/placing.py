@@ -1,5 +1,7 @@
 """Which dtype the weights take on a device, and whether they fit, asked before anything is loaded."""
 
+from math import prod
+
 import torch
 
 from model.checkpoint.checkpoint import Checkpoint
@@ -18,10 +20,12 @@ def choose_dtype(asked: str, stored: str, device: torch.device) -> tuple[torch.d
 
 
 def share_bytes(params: Params, mp: int, dtype: torch.dtype, embedding_dim: int = 1) -> int:
-    """Bytes of the weights of the rank that has the most, the first."""
-    split = split_of(params, mp)
-    shapes = [weight.shape_of(weight.slices(split)[0]) for weight in all_weights(params, embedding_dim)]
-    return sum(torch.Size(shape).numel() for shape in shapes) * dtype.itemsize
+    """Bytes of the weights of the rank that has the most."""
+    split, totals = split_of(params, mp), [0] * mp
+    for weight in all_weights(params, embedding_dim):
+        for rank, own in enumerate(weight.slices(split)):
+            totals[rank] += prod(weight.shape_of(own))
+    return max(totals) * dtype.itemsize
 
 
 def private_bytes(checkpoint: Checkpoint, ranks: int, dtype: torch.dtype, device: torch.device) -> int:

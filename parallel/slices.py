@@ -90,7 +90,7 @@ def cover(wanted: Slice, held: Sequence[Slice], first: int = 0) -> list[tuple[in
     """
     found: list[tuple[int, Slice]] = []
     place = wanted.start
-    order = sorted(range(len(held)), key=lambda index: index != first)
+    order = [first, *range(len(held))] if first < len(held) else range(len(held))
     while place < wanted.stop:
         index = next((i for i in order if held[i].start <= place < held[i].stop), None)
         assert index is not None, f"nobody holds {place} of {wanted}"

@@ -50,7 +50,19 @@ class World:
     mesh: Mesh = field(default_factory=Mesh)
     owns_group: bool = False
     timeout_s: float = GROUP_TIMEOUT_S
+    # False where the caller made the process group and nothing says which ranks share this host.
+    host_known: bool = True
     _meetings: int = 0
+
+    @property
+    def neighbours(self) -> range:
+        """The ranks known to be on this host, this one among them."""
+        first = self.env.rank - self.env.local_rank
+        return (
+            range(first, first + self.env.local_world_size)
+            if self.host_known
+            else range(self.env.rank, self.env.rank + 1)
+        )
 
     @property
     def device(self) -> torch.device:
@@ -217,7 +229,7 @@ def _adopt(device: str, backend: str, settings: Mapping[str, object] | None, tim
     # Each adoption speaks under keys of its own, or a later one would read an earlier one's texts.
     prefix = f"shardrun/{next(_adoptions)}"
     store = PrefixStore(prefix, dist.distributed_c10d._get_default_store()) if size > 1 else None
-    world = World(env, _NOWHERE, store, mesh, timeout_s=timeout_s)
+    world = World(env, _NOWHERE, store, mesh, timeout_s=timeout_s, host_known=read.launched)
     made = dist.get_backend() if size > 1 else ""
     backend = made if backend == "auto" and made in ("nccl", "gloo") else backend
     world.placement = world.together("choosing a device", lambda: _place(env, device, backend))

@@ -30,7 +30,7 @@ from model.cuts import all_weights
 from model.params import Params
 from model.split import split_of
 from model.transformer import Transformer
-from parallel import World, start_world, vocab_parallel_cross_entropy
+from parallel import RefusedError, World, start_world, vocab_parallel_cross_entropy
 from parallel.collectives import all_reduce
 from parallel.seed import seed_everything
 
@@ -150,6 +150,9 @@ def clip_gradients(model: nn.Module, world: World, limit: float) -> float:
 
 def new_model(params: Params, world: World, seed: int) -> Transformer:
     seed_everything(seed)
+    if world.mesh.size > params.n_kv_heads:
+        # The gradients of a KV head that stands on several ranks are not added up.
+        raise RefusedError(f"{world.mesh.size} ranks cannot train {params.n_kv_heads} KV heads; start as many or fewer")
     model = Transformer(params, world.mesh, embedding_dim=1)
     with torch.no_grad():
         for block in model.layers:
@@ -230,7 +233,7 @@ def train(text: str, out: str, work: str = "train_demo_work", steps: int = 4000)
         norm = clip_gradients(model, world, recipe.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
-        log.append({"step": step + 1, "loss": round(float(loss), 4)})
+        log.append({"step": step + 1, "loss": round(loss.item(), 4)})
         if (step + 1) % 100 == 0 or step + 1 == steps:
             log[-1]["held_out"] = round(held_out_loss(model, held_ids, recipe), 4)
             world.together(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from model.checkpoint.checkpoint import Checkpoint
-from model.checkpoint.files import AGAIN, FileHeader, TensorEntry, open_regular
+from model.checkpoint.files import AGAIN, FileHeader, TensorEntry, open_regular, reading
 from model.checkpoint.legacy import load_legacy
 from parallel.errors import RefusedError
 
@@ -33,6 +33,10 @@ class Check:
     nbytes: int
     crc32: int | None
     entries: tuple[TensorEntry, ...]
+
+
+class DamagedRecord(RefusedError):
+    """A record is not what the file's directory says, whatever tensors stand in it."""
 
 
 class Cancelled(Exception):
@@ -88,8 +92,9 @@ def check_record(
             suspicious = suspicious or not bool(torch.isfinite(numbers.sum()))
             done(len(chunk))
     if check.crc32 is not None and crc32 != check.crc32:
-        names = ", ".join(entry.name for entry in check.entries)
-        raise RefusedError(
+        named = [entry.name for entry in check.entries]
+        names = ", ".join(named[:4]) + (f" and {len(named) - 4} more" if len(named) > 4 else "")
+        raise DamagedRecord(
             f"{check.header.path}: {names} is damaged: record {check.record} has CRC-32 {crc32:08x}, the file says "
             f"{check.crc32:08x}; get the file again"
         )
@@ -101,16 +106,17 @@ def check_record(
 def _fill(header: FileHeader, descriptor: int, chunk: memoryview, start: int) -> None:
     filled = 0
     while filled < len(chunk):
-        count = os.preadv(descriptor, [chunk[filled:]], start + filled)
+        with reading(header.path):
+            count = os.preadv(descriptor, [chunk[filled:]], start + filled)
         if count == 0:
-            raise RefusedError(f"{header.path}: ends at byte {start + filled}, though its header says more; {AGAIN}")
+            raise DamagedRecord(f"{header.path}: ends at byte {start + filled}, though its header says more; {AGAIN}")
         filled += count
 
 
 def _read_tensor(header: FileHeader, entry: TensorEntry) -> Tensor:
     with open_regular(header.path) as file:
-        file.seek(entry.start)
-        data = bytearray(file.read(entry.nbytes))
+        data = bytearray(entry.nbytes)
+        _fill(header, file.fileno(), memoryview(data), entry.start)
     return torch.frombuffer(data, dtype=getattr(torch, entry.dtype)).view(entry.shape)
 
 

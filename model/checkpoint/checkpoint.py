@@ -5,11 +5,13 @@ No torch: a checkpoint is looked at, and its faults told, before torch is loaded
 
 import hashlib
 import json
+import os
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from model.checkpoint.files import FileHeader, TensorEntry
+from model.checkpoint.files import FileHeader, TensorEntry, open_regular
 from model.cuts import Weight, all_weights
 from model.params import Params
 from model.split import Split, check_ranks, split_of
@@ -17,6 +19,7 @@ from parallel.errors import RefusedError
 from parallel.slices import Slice, cover
 
 Layout = Literal["meta", "hf", "gguf"]
+_SAMPLE_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +50,6 @@ class Checkpoint:
     embedding_dim: int
     dtype: str
     notes: tuple[str, ...] = ()
-    # How often the files hold each KV head.
-    kv_copies: int = 1
     # output.weight is not in the files: it is tok_embeddings.weight.
     tied: bool = False
 
@@ -80,7 +81,10 @@ class Checkpoint:
             [(name, entry.dtype, entry.shape, entry.crc32) for name, entry in sorted(header.tensors.items())]
             for header in self.files
         ]
-        digest = hashlib.sha256(json.dumps([sums, [header.stamp.size for header in self.files]]).encode()).hexdigest()
+        sizes = [header.stamp.size for header in self.files]
+        digest = hashlib.sha256(
+            json.dumps([sums, sizes, [_samples(header) for header in self.files]]).encode()
+        ).hexdigest()
         return {"params.json": str(self.params), "the checkpoint's tensors": digest}
 
     def check_mp(self, ranks: int, strict: bool = False) -> str | None:
@@ -91,7 +95,7 @@ class Checkpoint:
             return None
         held = f"{self.folder}: holds {self.mp} shard{'s' if self.mp > 1 else ''} (MP {self.mp})"
         target = self.folder.resolve().parent / f"{self.folder.resolve().name}-mp{ranks}"
-        anew = f"shardrun reshard {self.folder} {target} --mp {ranks}"
+        anew = f"shardrun reshard {shlex.quote(str(self.folder))} {shlex.quote(str(target))} --mp {ranks}"
         if strict:
             raise RefusedError(
                 f"{held} but {ranks} rank{'s were' if ranks > 1 else ' was'} started (world size {ranks}); start "
@@ -100,3 +104,15 @@ class Checkpoint:
             )
         even = "" if self.split(ranks).even else "; the cut is uneven, and the fullest rank sets the speed"
         return f"{held}; {ranks} rank{'s' if ranks > 1 else ''} cut it anew while loading (once for all: {anew}){even}"
+
+
+def _samples(header: FileHeader) -> str:
+    """A digest of some bytes of each tensor that has no checksum: two models of one shape differ in them."""
+    found = hashlib.sha256()
+    with open_regular(header.path) as file:
+        for entry in header.tensors.values():
+            if entry.crc32 is None:
+                last = max(entry.record_start, entry.record_start + entry.record_bytes - _SAMPLE_BYTES)
+                for start in (entry.record_start, (entry.record_start + last) // 2, last):
+                    found.update(os.pread(file.fileno(), _SAMPLE_BYTES, start))
+    return found.hexdigest()

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+from model.checkpoint.files import open_regular
 from model.tokenizers.opening import find_tokenizer, is_tiktoken
 from parallel.errors import RefusedError
+
+_MAX_BYTES = 2**28
 
 
 def usual_embedding_dim(folder: Path) -> int:
@@ -18,7 +21,8 @@ def usual_embedding_dim(folder: Path) -> int:
     try:
         if path.suffix == ".json":
             # Only a tokenizer that was made from SentencePiece falls back to bytes.
-            compact = path.read_bytes().replace(b" ", b"")
+            with open_regular(path) as file:
+                compact = file.read(_MAX_BYTES).replace(b" ", b"")
             return 1 if b'"byte_fallback":true' in compact else 0
         return 0 if is_tiktoken(path) else 1
     except (RefusedError, OSError):

@@ -5,6 +5,8 @@ No torch here: a folder is looked at before torch is loaded.
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -100,6 +102,15 @@ def open_regular(path: Path) -> BinaryIO:
         raise RefusedError(f"{path}: does not exist") from None
     except OSError as error:
         raise RefusedError(f"{path}: cannot be read: {error.strerror} ({error.__class__.__name__})") from None
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn a failing disk (or network, or odd file) into a refusal that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise RefusedError(f"{path}: cannot be read: {error.strerror}; {AGAIN}") from None
 
 
 def describe_start(start: bytes) -> str | None:

@@ -45,15 +45,12 @@ def open_meta_folder(folder: Path, allow_legacy: bool = False) -> Checkpoint:
     params = _with_vocabulary(folder, params, headers, slices)
     embedding_dim = _embedding_dim(params, headers, slices)
     check_layers(folder, params, headers[0])
-    stored = params.n_kv_heads
     if slices is None:
-        copies = kv_copies(params, headers)
-        params = replace(params, n_kv_heads=stored // copies)
+        params = replace(params, n_kv_heads=params.n_kv_heads // kv_copies(params, headers))
         weights = all_weights(params, embedding_dim)
         held = _metas_slices(folder, params, weights, len(headers))
     else:
         params = _with_listed_kv_heads(folder, params, slices, len(headers))
-        copies = stored // params.n_kv_heads
         weights = all_weights(params, embedding_dim)
         held = _whole_slices(folder, params, weights, slices, len(headers))
     for header in headers:
@@ -72,7 +69,6 @@ def open_meta_folder(folder: Path, allow_legacy: bool = False) -> Checkpoint:
         embedding_dim=embedding_dim,
         dtype=main_dtype(folder, headers, notes),
         notes=tuple(notes),
-        kv_copies=copies,
     )
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import mmap
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from parallel.slices import Slice
 
 # Linux 5.14: fault pages in without waiting for their first use. Python 3.11 has no name for it.
 _MADV_POPULATE_READ = 22
+_PART_BYTES = 2**22
 # Python 3.13 names it.
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
@@ -58,7 +60,9 @@ class MappedFile:
         """Have the pages of these bytes in memory and in this process's table, if the system can."""
         first = start // mmap.PAGESIZE * mmap.PAGESIZE
         with contextlib.suppress(OSError):  # an older kernel: they come when they are used
-            self._map.madvise(_MADV_POPULATE_READ, first, start + nbytes - first)
+            # In parts: Python lets no other thread run meanwhile.
+            for place in range(first, start + nbytes, _PART_BYTES):
+                self._map.madvise(_MADV_POPULATE_READ, place, min(_PART_BYTES, start + nbytes - place))
 
 
 class LegacyFile:
@@ -132,6 +136,24 @@ def check_unchanged(checkpoint: Checkpoint) -> None:
     for header in checkpoint.files:
         with open_regular(header.path) as file:
             header.check_unchanged(FileStamp.of(file))
+
+
+def check_in_place(checkpoint: Checkpoint) -> None:
+    """RefusedError where a file was written over while weights are used in it.
+
+    One that was replaced by another of its name, or removed, is no matter: the old one stays mapped.
+    """
+    for header in checkpoint.files:
+        try:
+            status = os.stat(header.path)
+        except OSError:
+            continue
+        same_file = status.st_ino == header.stamp.inode
+        if same_file and (status.st_size, status.st_mtime_ns) != (header.stamp.size, header.stamp.mtime_ns):
+            raise RefusedError(
+                f"{header.path}: was written over while the model runs from it (size {header.stamp.size}, now "
+                f"{status.st_size}); load the model again, and replace files by renaming others over them"
+            )
 
 
 def meta_rows(x: Tensor, head_dim: int) -> Tensor:

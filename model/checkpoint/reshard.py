@@ -6,13 +6,13 @@ The format on disk: docs/adr/0007-any-mp.md.
 """
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from model.checkpoint.checkpoint import Checkpoint
+from model.checkpoint.files import open_regular, reading
 from model.checkpoint.loading import Progress
 from model.checkpoint.manifest import MANIFEST, manifest_text
 from model.checkpoint.new_folder import check_destination, write_folder
@@ -54,12 +54,13 @@ def write_meta_folder(source: Checkpoint, destination: Path, mp: int, progress: 
             progress(done, total)
 
     def fill(partial: Path) -> None:
+        # First what is quickly done: an odd file among these is told before the weights are written.
+        _copy_small_files(source, partial)
         paths = [partial / f"consolidated.{rank:02d}.pth" for rank in range(mp)]
         with open_weights(source) as reader:
             for path, own in zip(paths, held, strict=True):
                 write_shard(path, [_plan(reader, weight, own[weight.name]) for weight in weights], wrote)
         headers = [read_header(path) for path in paths]
-        _copy_small_files(source, partial)
         (partial / "params.json").write_text(_params_text(source, split), encoding="utf-8")
         (partial / MANIFEST).write_text(manifest_text(headers, weights, split), encoding="utf-8")
 
@@ -92,7 +93,13 @@ def _copy_small_files(source: Checkpoint, destination: Path) -> None:
         small = path.suffix in (".json", ".model", ".md", ".txt", ".jinja")
         wanted = small and path.name not in _NOT_CARRIED and not path.name.endswith(".index.json")
         if wanted and path.is_file() and path.stat().st_size <= _SMALL_FILE_BYTES:
-            shutil.copyfile(path, destination / path.name)
+            _carry(path, destination)
     tokenizer = find_tokenizer(source.folder)
     if tokenizer is not None and not (destination / tokenizer.name).exists():
-        shutil.copyfile(tokenizer, destination / tokenizer.name)
+        _carry(tokenizer, destination)
+
+
+def _carry(path: Path, folder: Path) -> None:
+    with open_regular(path) as source, reading(path):
+        content = source.read(_SMALL_FILE_BYTES)
+    (folder / path.name).write_bytes(content)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint.files import open_regular
+from model.checkpoint.files import open_regular, reading
 from parallel.errors import RefusedError
 
 
@@ -50,7 +50,7 @@ def read_json_object(path: Path, example: str, max_bytes: int = 2**20) -> dict[s
 
     `example`: the start of a right one, for the message.
     """
-    with open_regular(path) as file:
+    with open_regular(path) as file, reading(path):
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise RefusedError(f"{path}: has more than {max_bytes} bytes, which is no table of sizes; download it again")

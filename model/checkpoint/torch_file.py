@@ -19,6 +19,7 @@ from model.checkpoint.files import (
     describe_start,
     open_regular,
     printable,
+    reading,
 )
 from model.checkpoint.pickle_reader import OddTensor, PickledTensor, UnsafePickle, read_pickle
 from parallel.errors import RefusedError
@@ -32,7 +33,8 @@ def read_header(path: Path) -> FileHeader:
     """Read and check a shard's header. RefusedError names the file, the key, and what to do."""
     with open_regular(path) as file:
         stamp = FileStamp.of(file)
-        start = file.read(64)
+        with reading(path):
+            start = file.read(64)
         if not start:
             raise RefusedError(f"{path}: is empty (0 bytes); {AGAIN}")
         if not start.startswith(b"PK\x03\x04"):

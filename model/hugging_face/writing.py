@@ -216,5 +216,5 @@ def _end_tokens(folder: Path, notes: list[str]) -> dict[str, object]:
         # It takes a package that may be missing, and is carried along either way.
         notes.append(f"{error}; bos_token_id and eos_token_id are left out")
         return {}
-    ends = [tokenizer.eos_id, *sorted(tokenizer.stop_ids - {tokenizer.eos_id})]
+    ends = [tokenizer.eos_id, *sorted(tokenizer.chat_stop_ids - {tokenizer.eos_id})]
     return {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends[0] if len(ends) == 1 else ends}

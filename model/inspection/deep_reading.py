@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.checkpoint.checking import Cancelled, Check, check_record, checks_of
+from model.checkpoint.checking import Cancelled, Check, DamagedRecord, check_record, checks_of
 from model.checkpoint.checkpoint import Checkpoint
 from model.checkpoint.files import AGAIN
 from model.checkpoint.reading import WeightReader, open_weights
@@ -125,7 +125,7 @@ class _Reading:
         try:
             check_record(check, self._count, self._cancelled)
         except RefusedError as error:
-            if len(check.entries) == 1:
+            if len(check.entries) == 1 or isinstance(error, DamagedRecord):
                 return [str(error)]
             # The first of several tensors was named; others may have faults too.
             middle = len(check.entries) // 2
