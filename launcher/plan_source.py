@@ -5,7 +5,7 @@ from pathlib import Path
 
 from launcher.options import PlanOptions
 from model.checkpoint.checkpoint import Checkpoint
-from model.checkpoint.files import DTYPE_BYTES
+from model.checkpoint.files import DTYPE_BYTES, reading
 from model.checkpoint.opening import open_checkpoint
 from model.checkpoint.params_json import read_params
 from model.hugging_face.config import CONFIG, read_config
@@ -35,6 +35,11 @@ class Source:
 
 def read_source(path: Path, options: PlanOptions) -> Source:
     """Read a checkpoint folder's headers, or a params.json or config.json alone. RefusedError says what is wrong."""
+    with reading(path):
+        return _read_source(path, options)
+
+
+def _read_source(path: Path, options: PlanOptions) -> Source:
     if path.is_dir():
         if _holds_weights(path):
             return _from_checkpoint(path, options)

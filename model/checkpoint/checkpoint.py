@@ -90,7 +90,10 @@ class Checkpoint:
     def check_mp(self, ranks: int, strict: bool = False) -> str | None:
         """A note where the number of ranks is not the number of shards; RefusedError where that is not to be
         (`strict`) or no cut exists."""
-        check_ranks(self.params, ranks)
+        try:
+            check_ranks(self.params, ranks)
+        except RefusedError as error:
+            raise RefusedError(f"{self.folder}: {error}") from None
         if self.layout != "meta" or ranks == self.mp:
             return None
         held = f"{self.folder}: holds {self.mp} shard{'s' if self.mp > 1 else ''} (MP {self.mp})"

@@ -16,14 +16,26 @@ from parallel.errors import RefusedError
 _SPARE_BYTES = 2**20
 
 
-def check_destination(destination: Path, needed_bytes: int) -> None:
-    """Refuse a destination that is there, cannot be made, or has no room for `needed_bytes`."""
+def check_destination(destination: Path, needed_bytes: int, source: Path) -> None:
+    """Refuse a destination that is there, cannot be made, has no room for `needed_bytes`, or lies in `source`."""
+    try:
+        _check_destination(destination, needed_bytes, source)
+    except (OSError, RuntimeError) as error:  # of odd paths: too long, a loop of links, a folder that is closed to us
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise RefusedError(f"{destination}: cannot be made: {reason}; give another place") from None
+
+
+def _check_destination(destination: Path, needed_bytes: int, source: Path) -> None:
+    if source.resolve() in destination.resolve().parents:
+        raise RefusedError(f"{destination}: lies in {source}, which is only read; give another place")
     if destination.exists() or destination.is_symlink():
         raise RefusedError(f"{destination}: is there already; give a folder that does not exist, or remove it first")
     parent = destination.resolve().parent
+    if parent.exists() and not parent.is_dir():
+        raise RefusedError(f"{parent}: is a file, not a folder; give another place for {destination.name}")
     if not parent.is_dir():
         raise RefusedError(f"{parent}: does not exist; make it first, or give another place for {destination.name}")
-    if not os.access(parent, os.W_OK):
+    if not os.access(parent, os.W_OK | os.X_OK | os.R_OK):
         raise RefusedError(f"{parent}: may not be written to; give another place for {destination.name}")
     free_bytes = shutil.disk_usage(parent).free
     if free_bytes < needed_bytes + _SPARE_BYTES:

@@ -1,6 +1,8 @@
 """Which layout a folder has, and what it holds. The one way in for whoever reads a checkpoint."""
 
 import re
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from model.checkpoint.checkpoint import Checkpoint
@@ -29,7 +31,11 @@ def open_checkpoint(folder: str | Path, allow_legacy: bool = False) -> Checkpoin
         from model.hugging_face.folder import open_hugging_face_folder  # most folders do not need it
 
         return open_hugging_face_folder(folder, allow_legacy)
-    return open_meta_folder(folder, allow_legacy)
+    checkpoint = open_meta_folder(folder, allow_legacy)
+    if _has_hugging_face_weights(entry.name for entry in folder.iterdir()):
+        note = f"{folder}: holds Meta's shards and Hugging Face's weights; the shards are read"
+        return replace(checkpoint, notes=(*checkpoint.notes, note))
+    return checkpoint
 
 
 def _is_hugging_face(folder: Path) -> bool:
@@ -39,14 +45,18 @@ def _is_hugging_face(folder: Path) -> bool:
         return False  # the other reader says what is wrong
     if any(SHARD.fullmatch(name) for name in names):
         return False
+    return _has_hugging_face_weights(names) or ("config.json" in names and "params.json" not in names)
+
+
+def _has_hugging_face_weights(names: Iterable[str]) -> bool:
     return any(name.endswith(".safetensors") or name.startswith("pytorch_model") for name in names)
 
 
 def _gguf_file(folder: Path) -> Path | None:
     """The GGUF file that `folder` is, or the only one in it. RefusedError where there are several to choose from."""
-    if folder.suffix == _GGUF and not folder.is_dir():
-        return folder
     try:
+        if folder.suffix == _GGUF and not folder.is_dir():
+            return folder
         names = sorted(entry.name for entry in folder.iterdir())
     except OSError:
         return None

@@ -44,7 +44,7 @@ def write_meta_folder(source: Checkpoint, destination: Path, mp: int, progress: 
         for own in held
         for weight in weights
     )
-    check_destination(destination, total)
+    check_destination(destination, total, source.folder)
     done = 0
 
     def wrote(count: int) -> None:

@@ -17,12 +17,11 @@ def list_shards(folder: Path) -> tuple[list[Path], list[str]]:
         names = sorted(entry.name for entry in folder.iterdir())
     except FileNotFoundError:
         raise RefusedError(
-            f"{folder}: does not exist; --ckpt_dir (or SRC) wants the folder that holds params.json"
+            f"{folder}: does not exist; wanted a checkpoint folder, which holds params.json and its shards, or "
+            "config.json and safetensors"
         ) from None
     except NotADirectoryError:
-        raise RefusedError(
-            f"{folder}: is a file; --ckpt_dir (or SRC) wants the folder that holds it and params.json"
-        ) from None
+        raise RefusedError(f"{folder}: is a file; give the folder that holds it") from None
     except OSError as error:
         raise RefusedError(f"{folder}: cannot be read: {error.strerror}") from None
     numbers: dict[int, str] = {}
@@ -53,7 +52,7 @@ def list_shards(folder: Path) -> tuple[list[Path], list[str]]:
 
 def _describe_foreign(folder: Path, names: Sequence[str]) -> str:
     """What a folder without a shard is, and what to do."""
-    wanted = "wanted params.json and consolidated.00.pth, consolidated.01.pth, ..."
+    wanted = "wanted params.json and consolidated.00.pth, consolidated.01.pth, ..., or config.json and safetensors"
     if not names:
         return f"is empty; {wanted}"
     for name in names:

@@ -104,7 +104,7 @@ def _check_kind(path: Path, raw: Mapping[str, Any]) -> None:
     if raw.get("quantization_config") is not None:
         raise RefusedError(
             f"{path}: has a quantization_config, and quantised weights of Hugging Face are not supported; "
-            "give the unquantised model (--quantize makes it smaller while loading)"
+            "give the unquantised model"
         )
     for key, wanted in _FIXED.items():
         value = raw.get(key)

@@ -54,7 +54,7 @@ def write_hugging_face_folder(
     The numbers stay as they are, to the bit. One file, or several of at most `max_file_bytes` (or one tensor)
     with an index. RefusedError where the disk is too small, or a weight or the tokenizer is damaged.
     """
-    check_destination(destination, 0)
+    check_destination(destination, 0, checkpoint.folder)
     notes: list[str] = []
     texts = _texts(checkpoint, notes)
     with open_weights(checkpoint) as reader:
@@ -62,7 +62,7 @@ def write_hugging_face_folder(
         weights = [weight for weight in checkpoint.weights if not (tied and weight.name == "output.weight")]
         files = _in_files([_plan(reader, weight) for weight in weights], max_file_bytes)
         total = sum(tensor.nbytes for tensors in files.values() for tensor in tensors)
-        check_destination(destination, total)
+        check_destination(destination, total, checkpoint.folder)
         texts[CONFIG]["tie_word_embeddings"] = tied
         if len(files) > 1:
             texts[INDEX] = _index(files, total)
