@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from tests.checkpoints import SHARD
 from tests.end_to_end.command import Outcome, assert_done, assert_refused, complete, run
 
 DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo"
@@ -147,4 +146,4 @@ def test_an_uneven_folder_without_its_list_is_refused_rather_than_guessed(cut: C
         if path.name != "shards.json":
             (folder / path.name).symlink_to(path)
     outcome: Outcome = run(complete("ckpt", "--nproc_per_node", "3"), case)
-    assert_refused(outcome, ["params.json", SHARD.format(0)])
+    assert_refused(outcome, ["ckpt", "cut unevenly", "only shards.json could describe"])
