@@ -142,17 +142,20 @@ def _fit(report: Report) -> list[str]:
         has = "an unknown amount" if room.bytes >= _UNKNOWN_BYTES else human(room.bytes)
         needs, there = f"{human(total)} for all ranks", f"{has} {room.source}"
     else:
-        needs = f"{human(chosen.plan.ranks[chosen.plan.fullest].device_bytes)} on each of {chosen.plan.mp} GPUs"
+        gpus = f"{chosen.plan.mp} GPU{'s' if chosen.plan.mp > 1 else ''}"
+        needs = f"{human(chosen.plan.ranks[chosen.plan.fullest].device_bytes)} on each of {gpus}"
         there = f"{human(room.bytes)} each ({room.source})"
     verdict = "fits" if chosen.fits else "does not fit"
     if room.gpus is not None and chosen.plan.mp > room.gpus:
         verdict = f"does not fit: {chosen.plan.mp} ranks and {room.gpus} GPUs"
     sizes = _ranges(report.fitting)
+    best = max(report.rows, key=lambda row: row.largest_batch)
+    closest = f"; closest is MP {best.plan.mp}, with a batch of {best.largest_batch}" if best.largest_batch else ""
     return [
         f"{verdict}: {needs}, of {there}",
         f"  largest batch with rows of {work.max_seq_len} tokens: {_limited(chosen.largest_batch, MAX_BATCH)}; most "
         f"tokens a row at batch {work.batch}: {_limited(chosen.longest_sequence, MAX_SEQ_LEN)}",
-        f"  MP sizes that fit: {sizes or 'none'}",
+        f"  MP sizes that fit: {sizes or f'none{closest}'}",
     ]
 
 
