@@ -17,7 +17,7 @@ def list_shards(folder: Path) -> tuple[list[Path], list[str]]:
         names = sorted(entry.name for entry in folder.iterdir())
     except FileNotFoundError:
         raise RefusedError(
-            f"{folder}: does not exist; wanted a checkpoint folder, which holds params.json and its shards, or "
+            f"{folder}: does not exist; --ckpt_dir (CKPT_DIR, SRC) wants a folder with params.json and its shards, or "
             "config.json and safetensors"
         ) from None
     except NotADirectoryError:
