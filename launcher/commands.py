@@ -34,8 +34,8 @@ Arguments = Sequence[str]
 class Command:
     """One command: how it is written, what it does, which settings it has, and what runs it.
 
-    `act` is given the words, the flags as they were typed and what torchrun's variables say; it returns the
-    exit code. `takes` says in words what stands before the flags, and how many.
+    `act` is given the words, the flags as they were typed, what torchrun's variables say, and all that was typed;
+    it returns the exit code.
     """
 
     usage: str

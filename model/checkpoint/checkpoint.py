@@ -69,6 +69,10 @@ class Checkpoint:
         """Who owns what at `ranks` ranks. RefusedError where no cut exists."""
         return split_of(self.params, ranks)
 
+    def preferred(self, rank: int, ranks: int) -> int:
+        """The file from which rank `rank` of `ranks` takes what several hold: its own, where there is one a rank."""
+        return rank if self.mp == ranks else 0
+
     def sources(self, weight: Weight, own: Slice, prefer: int = 0) -> list[tuple[Piece, Slice]]:
         """Which pieces give which parts of `own`, in order. `prefer`: the file to take what several hold from."""
         pieces = self.pieces[weight.name]

@@ -5,7 +5,8 @@ No torch here: a folder is looked at before torch is loaded.
 
 import os
 import stat
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -126,3 +127,15 @@ def describe_start(start: bytes) -> str | None:
 def printable(text: str) -> str:
     """A name out of a file as it can be printed: a damaged one may hold anything."""
     return text if text.isascii() and text.isprintable() and len(text) <= 120 else ascii(text[:120])
+
+
+def main_dtype(folder: Path, headers: Sequence[FileHeader], notes: list[str]) -> str:
+    """The dtype of most numbers; a mixture is noted."""
+    numbers: Counter[str] = Counter()
+    for header in headers:
+        for entry in header.tensors.values():
+            numbers[entry.dtype] += entry.nbytes // DTYPE_BYTES[entry.dtype]
+    dtype = numbers.most_common(1)[0][0]
+    if len(numbers) > 1:
+        notes.append(f"{folder}: holds {' and '.join(sorted(numbers))}; dtype auto takes {dtype}")
+    return dtype

@@ -48,10 +48,10 @@ def load_weights(
     checks = checks_of(checkpoint)
     wanted = [_records(checkpoint, owned, neighbour, ranks) for neighbour in neighbours]
     mine = deal_checks(checks, wanted)[neighbours.index(rank)]
-    counted = _counter(sum(check.nbytes for check in mine), progress)
+    counted = running_total(sum(check.nbytes for check in mine), progress)
     with open_weights(checkpoint) as reader, _checking(mine, counted):
         place = _Placer(reader, dtype, device)
-        prefer = rank if checkpoint.mp == ranks else 0
+        prefer = checkpoint.preferred(rank, ranks)
         weights = {weight.name: place(weight, owned[weight.name][rank], prefer) for weight in checkpoint.weights}
         place.finish()
     return weights
@@ -61,7 +61,7 @@ def _records(
     checkpoint: Checkpoint, owned: dict[str, tuple[Slice, ...]], rank: int, ranks: int
 ) -> set[tuple[Path, str]]:
     """The records that a rank reads of."""
-    prefer = rank if checkpoint.mp == ranks else 0
+    prefer = checkpoint.preferred(rank, ranks)
     return {
         (piece.header.path, piece.entry.record)
         for weight in checkpoint.weights
@@ -69,7 +69,8 @@ def _records(
     }
 
 
-def _counter(total: int, progress: Progress | None) -> Callable[[int], None]:
+def running_total(total: int, progress: Progress | None) -> Callable[[int], None]:
+    """Turns the bytes of each step into bytes so far and in all. May be called by several threads."""
     done, lock = 0, threading.Lock()
 
     def count(nbytes: int) -> None:

@@ -4,14 +4,13 @@
 which weight each file holds: as shards.json says where there is one, else as Meta cuts.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 from model.checkpoint.checkpoint import Checkpoint, Piece
-from model.checkpoint.files import DTYPE_BYTES, FileHeader
+from model.checkpoint.files import FileHeader, main_dtype
 from model.checkpoint.legacy import read_legacy_header
 from model.checkpoint.manifest import MANIFEST, ListedShard, read_manifest
 from model.checkpoint.params_json import read_params
@@ -236,15 +235,3 @@ def _dealt(owned: Sequence[Slice], count: int) -> bool:
     return ends[-1] == count and all(
         own.start == end and own.size > 0 for own, end in zip(owned, ends[:-1], strict=True)
     )
-
-
-def main_dtype(folder: Path, headers: Sequence[FileHeader], notes: list[str]) -> str:
-    """The dtype of most numbers; a mixture is noted."""
-    numbers: Counter[str] = Counter()
-    for header in headers:
-        for entry in header.tensors.values():
-            numbers[entry.dtype] += entry.nbytes // DTYPE_BYTES[entry.dtype]
-    dtype = numbers.most_common(1)[0][0]
-    if len(numbers) > 1:
-        notes.append(f"{folder}: holds {' and '.join(sorted(numbers))}; dtype auto takes {dtype}")
-    return dtype

@@ -10,10 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from model.checkpoint.files import open_regular, reading
 from parallel.errors import RefusedError
 
 # Room for headers, pickles and small files beside the tensors.
 _SPARE_BYTES = 2**20
+# What goes along with the weights is not larger.
+SMALL_FILE_BYTES = 64 * 2**20
 
 
 def check_destination(destination: Path, needed_bytes: int, source: Path) -> None:
@@ -43,6 +46,13 @@ def _check_destination(destination: Path, needed_bytes: int, source: Path) -> No
             f"{parent}: has {free_bytes} bytes free, {needed_bytes + _SPARE_BYTES} are needed for {destination.name}; "
             "make room, or give another place"
         )
+
+
+def carry(path: Path, folder: Path) -> None:
+    """Copy a small file into `folder`. RefusedError where it is no plain file, or cannot be read."""
+    with open_regular(path) as source, reading(path):
+        content = source.read(SMALL_FILE_BYTES)
+    (folder / path.name).write_bytes(content)
 
 
 def write_folder(destination: Path, fill: Callable[[Path], None]) -> None:

@@ -12,10 +12,9 @@ from pathlib import Path
 import torch
 
 from model.checkpoint.checkpoint import Checkpoint
-from model.checkpoint.files import open_regular, reading
-from model.checkpoint.loading import Progress
+from model.checkpoint.loading import Progress, running_total
 from model.checkpoint.manifest import MANIFEST, manifest_text
-from model.checkpoint.new_folder import check_destination, write_folder
+from model.checkpoint.new_folder import SMALL_FILE_BYTES, carry, check_destination, write_folder
 from model.checkpoint.params_json import params_json_of
 from model.checkpoint.reading import WeightReader, open_weights
 from model.checkpoint.shard_writer import PlannedTensor, write_shard
@@ -25,7 +24,6 @@ from model.split import Split
 from model.tokenizers.opening import find_tokenizer
 from parallel.slices import Slice
 
-_SMALL_FILE_BYTES = 64 * 2**20
 # Written anew, or true of the source's layout only.
 _NOT_CARRIED = (MANIFEST, "params.json", "config.json")
 
@@ -45,13 +43,7 @@ def write_meta_folder(source: Checkpoint, destination: Path, mp: int, progress: 
         for weight in weights
     )
     check_destination(destination, total, source.folder)
-    done = 0
-
-    def wrote(count: int) -> None:
-        nonlocal done
-        done += count
-        if progress is not None:
-            progress(done, total)
+    wrote = running_total(total, progress)
 
     def fill(partial: Path) -> None:
         # First what is quickly done: an odd file among these is told before the weights are written.
@@ -92,14 +84,8 @@ def _copy_small_files(source: Checkpoint, destination: Path) -> None:
     for path in sorted(source.folder.iterdir()):
         small = path.suffix in (".json", ".model", ".md", ".txt", ".jinja")
         wanted = small and path.name not in _NOT_CARRIED and not path.name.endswith(".index.json")
-        if wanted and path.is_file() and path.stat().st_size <= _SMALL_FILE_BYTES:
-            _carry(path, destination)
+        if wanted and path.is_file() and path.stat().st_size <= SMALL_FILE_BYTES:
+            carry(path, destination)
     tokenizer = find_tokenizer(source.folder)
     if tokenizer is not None and not (destination / tokenizer.name).exists():
-        _carry(tokenizer, destination)
-
-
-def _carry(path: Path, folder: Path) -> None:
-    with open_regular(path) as source, reading(path):
-        content = source.read(_SMALL_FILE_BYTES)
-    (folder / path.name).write_bytes(content)
+        carry(tokenizer, destination)

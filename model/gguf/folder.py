@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from model.checkpoint.checkpoint import Checkpoint, Piece
-from model.checkpoint.files import AGAIN, FileHeader, TensorEntry
-from model.checkpoint.meta_folder import main_dtype
+from model.checkpoint.files import AGAIN, FileHeader, TensorEntry, main_dtype
 from model.cuts import Weight, all_weights
 from model.gguf.file import GgufFile, GgufHeader, Numbers, read_gguf
 from model.gguf.params import params_of

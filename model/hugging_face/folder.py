@@ -7,9 +7,8 @@ from typing import Any
 
 from model.checkpoint.checkpoint import Checkpoint, Piece
 from model.checkpoint.embedding_cut import usual_embedding_dim
-from model.checkpoint.files import AGAIN, FileHeader
+from model.checkpoint.files import AGAIN, FileHeader, main_dtype
 from model.checkpoint.legacy import read_legacy_header
-from model.checkpoint.meta_folder import main_dtype
 from model.checkpoint.strict_json import read_json_object, shown
 from model.checkpoint.torch_file import is_legacy, read_header
 from model.cuts import Weight, all_weights

@@ -4,7 +4,6 @@ Streaming and atomic as in `reshard.py`: memory holds one tensor, and a kill lea
 """
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ import torch
 from torch import Tensor
 
 from model.checkpoint.checkpoint import Checkpoint
-from model.checkpoint.loading import Progress
-from model.checkpoint.new_folder import check_destination, write_folder
+from model.checkpoint.loading import Progress, running_total
+from model.checkpoint.new_folder import SMALL_FILE_BYTES, carry, check_destination, write_folder
 from model.checkpoint.reading import WeightReader, hugging_face_rows, open_weights
 from model.checkpoint.shard_writer import PlannedTensor
 from model.checkpoint.strict_json import read_json_object
@@ -41,7 +40,6 @@ _CARRIED = (
     "chat_template.jinja",
 )
 _CARRIED_STEMS = ("LICENSE", "USE_POLICY", "README")
-_SMALL_FILE_BYTES = 64 * 2**20
 # Numbers compared at a time.
 _COMPARED = 2**24
 
@@ -66,21 +64,10 @@ def write_hugging_face_folder(
         texts[CONFIG]["tie_word_embeddings"] = tied
         if len(files) > 1:
             texts[INDEX] = _index(files, total)
-        write_folder(destination, lambda partial: _fill(partial, checkpoint, files, texts, _counter(progress, total)))
+        write_folder(
+            destination, lambda partial: _fill(partial, checkpoint, files, texts, running_total(total, progress))
+        )
     return notes
-
-
-def _counter(progress: Progress | None, total: int) -> Callable[[int], None]:
-    """Turns the bytes of each tensor into bytes so far and in all."""
-    done = 0
-
-    def wrote(count: int) -> None:
-        nonlocal done
-        done += count
-        if progress is not None:
-            progress(done, total)
-
-    return wrote
 
 
 def _fill(
@@ -90,11 +77,11 @@ def _fill(
     texts: Mapping[str, object],
     wrote: Callable[[int], None],
 ) -> None:
+    for path in _carried(checkpoint.folder):
+        carry(path, partial)
     for name, tensors in files.items():
         # transformers 4 refuses a file that does not say this.
         write_safetensors(partial / name, tensors, {"format": "pt"}, wrote)
-    for path in _carried(checkpoint.folder):
-        shutil.copyfile(path, partial / path.name)
     for name, content in texts.items():
         indent = None if name == _TOKENIZER_JSON else 2
         (partial / name).write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
@@ -200,7 +187,7 @@ def _carried(folder: Path) -> list[Path]:
     tokenizer = find_tokenizer(folder)
     if tokenizer is not None and tokenizer.is_file() and tokenizer.name not in {path.name for path in found}:
         found.append(tokenizer)
-    return [path for path in found if path.stat().st_size <= _SMALL_FILE_BYTES]
+    return [path for path in found if path.stat().st_size <= SMALL_FILE_BYTES]
 
 
 def _end_tokens(folder: Path, notes: list[str]) -> dict[str, object]:

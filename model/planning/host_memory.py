@@ -64,7 +64,7 @@ def host_memories(checkpoint: Checkpoint, split: Split, dtype: str, device: str)
     tallies = [_Tally() for _ in range(split.mp)]
     for weight in checkpoint.weights:
         for rank, own in enumerate(weight.slices(split)):
-            sources = checkpoint.sources(weight, own, rank if checkpoint.mp == split.mp else 0)
+            sources = checkpoint.sources(weight, own, checkpoint.preferred(rank, split.mp))
             stays = device == "cpu" and _stays(weight, sources, dtype)
             tallies[rank].take(weight, sources, stays)
             if device == "cpu" and not stays:
