@@ -12,17 +12,25 @@ from fire.decorators import SetParseFn
 
 from launcher.console import leave_stdout, log_to_stderr, make_log_dir, print_result
 from launcher.converting import convert_command
-from launcher.flags import complete_options, complete_settings, help_text, job_settings
+from launcher.flags import help_text, job_settings, run_options, run_settings
 from launcher.guard import die_with_parent
 from launcher.inspecting import inspect_command
 from launcher.job import read_job
-from launcher.options import CompleteOptions, ConvertOptions, InspectOptions, PlanOptions, ReshardOptions
+from launcher.options import (
+    ConvertOptions,
+    InspectOptions,
+    PlanOptions,
+    ReshardOptions,
+    RunOptions,
+    VerifyOptions,
+)
 from launcher.planning import plan_command
 from launcher.preflight import preflight
 from launcher.report import READER_GONE, Stopped, report_rank, stop_on_signals
 from launcher.resharding import reshard_command
 from launcher.schema import Setting, nearest, settings_of
 from launcher.start import run_ranks
+from launcher.verifying import verify_command
 from launcher.version import version
 from parallel.environment import Environment, read_environment
 from parallel.errors import RefusedError
@@ -130,19 +138,24 @@ def _fire_commands(arguments: list[str], env: Environment, codes: list[int]) -> 
     return {name: caller(command) for name, command in _COMMANDS.items()}
 
 
-def _complete_command(words: Sequence[str], flags: dict[str, str], env: Environment, arguments: Arguments) -> int:
-    if words:
-        raise RefusedError(f"unexpected '{words[0]}'; complete takes flags only, as --ckpt_dir DIR")
-    return _complete(complete_options(flags), arguments, env)
+def _model_command(command: str, usage: str, summary: str) -> Command:
+    """A command that runs the model: all its settings are flags."""
+
+    def act(words: Sequence[str], flags: dict[str, str], env: Environment, arguments: Arguments) -> int:
+        if words:
+            raise RefusedError(f"unexpected '{words[0]}'; {command} takes flags only, as --ckpt_dir DIR")
+        return _run(run_options(command, flags), arguments, env)
+
+    return Command(f"shardrun {command} --ckpt_dir DIR {usage}", summary, lambda: run_settings(command), act)
 
 
 def _run_command(words: Sequence[str], flags: dict[str, str], env: Environment, arguments: Arguments) -> int:
     if not words:
         raise RefusedError("run wants a job file: shardrun run JOB.yaml [section.key=value ...]")
-    return _complete(read_job(Path(words[0]), words[1:], flags).options, arguments, env)
+    return _run(read_job(Path(words[0]), words[1:], flags).options, arguments, env)
 
 
-def _complete(options: CompleteOptions, arguments: Arguments, env: Environment) -> int:
+def _run(options: RunOptions, arguments: Arguments, env: Environment) -> int:
     ranks = options.parallel.nproc_per_node
     if env.launched:
         if ranks not in (None, env.local_world_size):
@@ -157,7 +170,7 @@ def _complete(options: CompleteOptions, arguments: Arguments, env: Environment) 
     return run_ranks(arguments, ranks, options.parallel.log_dir)
 
 
-def _as_rank(options: CompleteOptions, env: Environment) -> int:
+def _as_rank(options: RunOptions, env: Environment) -> int:
     """Be one rank, or the only process: run, and end in the way that the report says."""
     log_dir = options.parallel.log_dir
     # Under our own supervisor each rank's stderr is kept by it; elsewhere each rank keeps its own log.
@@ -171,7 +184,7 @@ def _as_rank(options: CompleteOptions, env: Environment) -> int:
     world = None
     try:
         world = worker.meet(options)
-        worker.complete(options, world, ready)
+        worker.run(options, world, ready)
         world.close()
         return 0
     except BrokenPipeError:
@@ -189,18 +202,24 @@ def _as_rank(options: CompleteOptions, env: Environment) -> int:
 
 
 _COMMANDS: dict[str, Command] = {
-    "complete": Command(
-        "shardrun complete --ckpt_dir DIR --prompts '[\"Once upon a time\"]'",
-        "continues prompts",
-        complete_settings,
-        _complete_command,
+    "complete": _model_command("complete", "--prompts '[\"Once upon a time\"]'", "continues prompts"),
+    "chat": _model_command("chat", "[--dialogs '[[{...}]]']", "answers dialogs; without any, a chat at the terminal"),
+    "infill": _model_command(
+        "infill", "--prompts '[\"def f(x):\\n    <FILL_ME>\"]'", "fills in what is missing (Code Llama 7B and 13B)"
     ),
+    "score": _model_command("score", "--text TEXT|@FILE", "tells how likely a text is: log-probabilities, perplexity"),
     "run": Command("shardrun run JOB.yaml [section.key=value ...]", "runs a job file", job_settings, _run_command),
     "inspect": Command(
         "shardrun inspect CKPT_DIR [--deep]",
         "tells what a checkpoint is, and whether it is whole",
         lambda: settings_of(InspectOptions),
         inspect_command,
+    ),
+    "verify": Command(
+        "shardrun verify CKPT_DIR --mp 1,2,4",
+        "runs each MP size and tells whether the tokens agree, and where they first differ",
+        lambda: settings_of(VerifyOptions),
+        verify_command,
     ),
     "plan": Command(
         "shardrun plan CKPT_DIR|params.json [--mp N]",

@@ -1,5 +1,6 @@
 """What reaches the terminal: results on stdout, everything else on stderr, whole lines at a time."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -12,8 +13,9 @@ from parallel.errors import RefusedError
 
 def say(text: str) -> None:
     """A line on stderr, in one write, so that two processes' lines do not mix."""
-    sys.stderr.write(f"shardrun: {text}\n")
-    sys.stderr.flush()
+    # Past sys.stderr: a terminal that has gone must not change the exit code, now or when its buffer is flushed.
+    with contextlib.suppress(OSError):
+        os.write(2, f"shardrun: {text}\n".encode("utf-8", "replace"))
 
 
 def print_result(text: str) -> None:
@@ -78,7 +80,7 @@ class ProgressLine:
         self.started = time.monotonic()
         self._next_s = self.PATIENCE_S
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: int, total: int, more: str = "") -> None:
         passed_s = time.monotonic() - self.started
         if not self.enabled or done >= total or passed_s < self._next_s:
             return
@@ -86,6 +88,12 @@ class ProgressLine:
         rate = done / passed_s
         left_s = (total - done) / rate if rate else 0.0
         say(
-            f"{self.doing}: {done / self.scale:.4g} of {total / self.scale:.4g} {self.unit} "
-            f"({100 * done / max(total, 1):.0f} %), {rate / self.scale:.3g} {self.unit}/s, {left_s:.0f} s left"
+            f"{self.doing}: {_figures(done / self.scale)} of {_figures(total / self.scale)} {self.unit} "
+            f"({100 * done / max(total, 1):.0f} %), {_figures(rate / self.scale, 3)} {self.unit}/s, "
+            f"{more}{', ' if more else ''}{left_s:.0f} s left"
         )
+
+
+def _figures(value: float, digits: int = 4) -> str:
+    """So many figures, or all before the point: 13478 and not 1.348e+04."""
+    return f"{value:.{digits}g}" if value < 10 ** (digits - 1) else f"{value:.0f}"

@@ -7,7 +7,14 @@ name as a number. So it hands over plain strings, and they are checked here.
 from collections.abc import Mapping
 from typing import Any
 
-from launcher.options import COMPLETE_SECTIONS, CompleteOptions, ConvertOptions, InspectOptions, ReshardOptions
+from launcher.options import (
+    GENERATION_SECTIONS,
+    ConvertOptions,
+    InspectOptions,
+    ReshardOptions,
+    RunOptions,
+    sections_of,
+)
 from launcher.schema import Setting, Wanted, nearest, settings_of
 from parallel.errors import RefusedError
 
@@ -15,14 +22,14 @@ from parallel.errors import RefusedError
 _NO_VALUE = "True"
 
 
-def complete_options(flags: Mapping[str, str]) -> CompleteOptions:
-    """The sections of `complete` from its flags."""
-    values = convert_flags("complete", complete_settings(), flags)
+def run_options(command: str, flags: Mapping[str, str]) -> RunOptions:
+    """The sections of a command that runs the model, from its flags."""
+    values = convert_flags(command, run_settings(command), flags)
     built: dict[str, Any] = {
         name: section(**{key: values[key] for key in settings_of(section) if key in values})
-        for name, section in COMPLETE_SECTIONS.items()
+        for name, section in sections_of(command).items()
     }
-    return CompleteOptions(**built)
+    return RunOptions(command=command, **built)
 
 
 def reshard_options(flags: Mapping[str, str]) -> ReshardOptions:
@@ -84,12 +91,19 @@ def _default(value: object) -> str:
     return shown[value] if value is None or isinstance(value, bool) else str(value)
 
 
-def complete_settings() -> dict[str, Setting]:
-    """Every setting of `complete`, under its flag."""
-    return {name: setting for section in COMPLETE_SECTIONS.values() for name, setting in settings_of(section).items()}
+def run_settings(command: str) -> dict[str, Setting]:
+    """Every setting of a command that runs the model, under its flag: first what must be given."""
+    found = {
+        name: setting for section in sections_of(command).values() for name, setting in settings_of(section).items()
+    }
+    return dict(sorted(found.items(), key=lambda item: not item[1].required))
 
 
 def job_settings() -> dict[str, Setting]:
-    """Every setting of a job file, as section.name."""
-    sections = {name: settings_of(section) for name, section in COMPLETE_SECTIONS.items()}
-    return {f"{section}.{name}": setting for section, known in sections.items() for name, setting in known.items()}
+    """Every setting of a job file, as section.name: that of `complete`, and what other commands have besides."""
+    found: dict[str, Setting] = {}
+    for command in GENERATION_SECTIONS:
+        for section, kind in sections_of(command).items():
+            for name, setting in settings_of(kind).items():
+                found.setdefault(f"{section}.{name}", setting)
+    return found

@@ -16,22 +16,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launcher.options import COMPLETE_SECTIONS, CompleteOptions
+from launcher.options import GENERATION_SECTIONS, RunOptions, sections_of
 from launcher.schema import Setting, Wanted, nearest, settings_of
 from launcher.yaml_file import Located, Place, parse_scalar, read_yaml
 from parallel.errors import RefusedError
 
-_COMMANDS = ("complete",)
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_PATHS = frozenset({"ckpt_dir", "tokenizer_path", "log_dir"})
-_TOP_KEYS = ("name", "command", *COMPLETE_SECTIONS)
+_PATHS = frozenset({"ckpt_dir", "tokenizer_path", "log_dir", "output"})
+# Of these "@FILE" is a path too.
+_MAY_BE_FILES = frozenset({"prompts", "dialogs", "text"})
+_TOP_KEYS = ("name", "command", *sections_of("complete"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     name: str
     command: str
-    options: CompleteOptions
+    options: RunOptions
 
 
 def read_job(path: Path, overrides: Sequence[str] = (), flags: Mapping[str, str] | None = None) -> Job:
@@ -43,12 +44,19 @@ def read_job(path: Path, overrides: Sequence[str] = (), flags: Mapping[str, str]
     if not isinstance(document.value, dict):
         raise RefusedError(f"{document.place}: holds {document.plain()!r}; wanted sections: {', '.join(_TOP_KEYS)}")
     given = _based(document, path.resolve().parent)
-    for text in [*overrides, *(f"{key}={value}" for key, value in (flags or {}).items())]:
-        _override(given, text)
+    texts = [*overrides, *(f"{key}={value}" for key, value in (flags or {}).items())]
+    # Which keys there are depends on the command.
+    texts.sort(key=lambda text: not text.startswith("command="))
     errors: list[str] = []
+    known = sections_of("complete")
+    for text in texts:
+        if not text.startswith("command="):
+            known = sections_of(_known_command(given))
+        _override(given, text, known)
     name = _top(given, "name", path.stem, errors)
     command = _top(given, "command", "complete", errors)
-    sections = {key: _section(key, given.get(key), document.place, errors) for key in COMPLETE_SECTIONS}
+    known = sections_of(_known_command(given))
+    sections = {key: _section(key, kind, given.get(key), document.place, errors) for key, kind in known.items()}
     errors += [
         f"{located.key_at}: '{key}' is not a section of a job{nearest(key, _TOP_KEYS)}"
         for key, located in given.items()
@@ -56,7 +64,7 @@ def read_job(path: Path, overrides: Sequence[str] = (), flags: Mapping[str, str]
     ]
     if errors:
         raise RefusedError("\n".join(errors))
-    return Job(name=name, command=command, options=CompleteOptions(**sections))
+    return Job(name=name, command=command, options=RunOptions(command=command, **sections))
 
 
 def _based(document: Located, folder: Path) -> dict[str, Located]:
@@ -73,18 +81,24 @@ def _based_value(key: str, located: Located, folder: Path) -> Located:
     value = located.value
     if isinstance(value, str) and value and key in _PATHS:
         return replace(located, value=str(folder / value))
-    if isinstance(value, str) and key == "prompts" and value.startswith("@"):
+    if isinstance(value, str) and key in _MAY_BE_FILES and value.startswith("@"):
         return replace(located, value=f"@{folder / value[1:]}")
     return located
 
 
-def _override(given: dict[str, Located], text: str) -> None:
+def _known_command(given: Mapping[str, Located]) -> str:
+    """The job's command; complete where it says none, or none that there is."""
+    value = given["command"].value if "command" in given else None
+    return value if isinstance(value, str) and value in GENERATION_SECTIONS else "complete"
+
+
+def _override(given: dict[str, Located], text: str, sections: Mapping[str, type]) -> None:
     key, equals, value = text.partition("=")
     place = Place("the command line")
     if not equals:
         raise RefusedError(f"'{text}' is not an override; wanted section.key=value, as generation.temperature=0")
     section, dot, field = key.partition(".")
-    known = COMPLETE_SECTIONS.get(section)
+    known = sections.get(section)
     if known is None and not (section in _TOP_KEYS and not dot):
         raise RefusedError(f"'{text}': '{section}' is not a section of a job{nearest(section, _TOP_KEYS)}")
     if known is None:
@@ -111,16 +125,16 @@ def _top(given: Mapping[str, Located], key: str, default: str, errors: list[str]
     if located is None:
         return default
     value = located.value
-    if key == "command" and value not in _COMMANDS:
-        errors.append(f"{located.place}: command is {_shown(value)}; wanted {', '.join(_COMMANDS)}")
+    if key == "command" and value not in GENERATION_SECTIONS:
+        errors.append(f"{located.place}: command is {_shown(value)}; wanted {', '.join(GENERATION_SECTIONS)}")
     if key == "name" and not (isinstance(value, str) and _NAME.fullmatch(value)):
         errors.append(f"{located.place}: name is {_shown(value)}; wanted 1 to 64 letters, digits, '.', '_' and '-'")
     return str(value)
 
 
-def _section(name: str, located: Located | None, top: Place, errors: list[str]) -> Any:
+def _section(name: str, kind: type, located: Located | None, top: Place, errors: list[str]) -> Any:
     """The section's dataclass; errors are appended, and then None is returned."""
-    settings = settings_of(COMPLETE_SECTIONS[name])
+    settings = settings_of(kind)
     before = len(errors)
     fields: dict[str, Located] = {}
     if located is not None and located.value is not None:
@@ -139,7 +153,7 @@ def _section(name: str, located: Located | None, top: Place, errors: list[str]) 
             errors.append(
                 f"{(located or Located(None, top)).place}: {name}.{key} is missing; wanted: {setting.limits.help}"
             )
-    return COMPLETE_SECTIONS[name](**values) if len(errors) == before else None
+    return kind(**values) if len(errors) == before else None
 
 
 def _convert(key: str, setting: Setting, item: Located, values: dict[str, Any], errors: list[str]) -> None:

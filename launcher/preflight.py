@@ -1,30 +1,45 @@
 """What can be known before a process is started or a weight is read: files, sizes, prompts. Without torch."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from launcher.options import CompleteOptions
-from launcher.requests import read_prompts
+from launcher.conversation import conversation_of
+from launcher.options import ChatSection, InfillSection, RunOptions, ScoreSection
+from launcher.requests import Request, requests_of
+from model.exact.blocks import check_exact
+from model.generation.settings import How, Settings
+from model.generation.stopping import check_stops
+from model.generation.windows import choose_stride
+from model.infill import check_can_infill, infill_context, infill_stop_ids
 from model.looking import Found, look
 from model.tokenizers.base import Tokenizer
 from parallel.errors import RefusedError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """A request that can be run, as far as headers tell."""
+    """Requests that can be run, as far as headers tell; none for a chat at the terminal."""
 
     found: Found
-    prompts: list[str]
-    prompt_tokens: list[list[int]]
+    requests: list[Request]
+    # What ends an answer, and what its tokens are decoded behind.
+    eos_ids: list[int]
+    context: list[int] = field(default_factory=list)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        assert self.found.tokenizer is not None, "preflight refuses where there is none"
+        return self.found.tokenizer
 
 
-def preflight(options: CompleteOptions, ranks: int) -> Ready:
-    """Check the checkpoint against the number of ranks, the tokenizer against the checkpoint, and every prompt.
+def preflight(options: RunOptions, ranks: int) -> Ready:
+    """Check the checkpoint against the number of ranks, the tokenizer against the checkpoint, and every request.
 
     RefusedError says what is wrong and what to do.
     """
-    model, generation = options.model, options.generation
+    model, section = options.model, options.generation
     _check_ranks(options, ranks)
+    _check_settings(options)
     found = look(
         model.ckpt_dir,
         model.tokenizer_path,
@@ -32,21 +47,50 @@ def preflight(options: CompleteOptions, ranks: int) -> Ready:
         allow_legacy=model.allow_legacy,
         strict_mp=options.parallel.strict_mp,
     )
-    checkpoint, tokenizer = found.checkpoint, found.tokenizer
-    if tokenizer is None:
+    if model.exact:
+        check_exact(found.checkpoint.params, ranks)
+    if found.tokenizer is None:
         raise RefusedError(
-            f"{checkpoint.folder}: holds no tokenizer.model or tokenizer.json, nor does its parent; give one with "
-            "--tokenizer_path"
+            f"{found.checkpoint.folder}: holds no tokenizer.model or tokenizer.json, nor does its parent; give one "
+            "with --tokenizer_path"
         )
-    prompts = read_prompts(generation.prompts)
-    tokens = [_encode(tokenizer, prompt, index, model.max_seq_len) for index, prompt in enumerate(prompts)]
-    for token in generation.eos_ids or []:
-        if token >= checkpoint.params.vocab_size:
-            raise RefusedError(f"--eos_ids holds {token}; wanted token ids of 0 to {checkpoint.params.vocab_size - 1}")
-    return Ready(found, prompts, tokens)
+    tokenizer, params = found.tokenizer, found.checkpoint.params
+    for token in section.eos_ids or []:
+        if token >= params.vocab_size:
+            raise RefusedError(f"--eos_ids holds {token}; wanted token ids of 0 to {params.vocab_size - 1}")
+    usual, context = tokenizer.stop_ids, list[int]()
+    if isinstance(section, InfillSection):
+        check_can_infill(params, tokenizer)
+        usual, context = infill_stop_ids(tokenizer), infill_context(tokenizer)
+    elif isinstance(section, ChatSection):
+        usual = tokenizer.chat_stop_ids
+        if section.dialogs is None:
+            conversation_of(options, tokenizer)  # refuses what does not go with one
+        elif section.system is not None:
+            raise RefusedError("--system begins a chat at the terminal; with --dialogs write it as their first message")
+    eos_ids = sorted(usual) if section.eos_ids is None else section.eos_ids
+    return Ready(found=found, requests=requests_of(options, tokenizer), eos_ids=eos_ids, context=context)
 
 
-def _check_ranks(options: CompleteOptions, ranks: int) -> None:
+def how(options: RunOptions, context: Sequence[int] = ()) -> How:
+    """What the flags say of a generation beside Meta's arguments; `context`: ids that answers are read behind."""
+    section = options.generation
+    return How(
+        top_k=section.top_k,
+        min_p=section.min_p,
+        repetition_penalty=section.repetition_penalty,
+        num_beams=section.num_beams,
+        num_return_sequences=section.num_return_sequences,
+        length_penalty=section.length_penalty,
+        early_stopping=section.early_stopping,
+        penalty_alpha=section.penalty_alpha,
+        top_logprobs=section.top_logprobs,
+        stop=tuple(section.stop or ()),
+        context=tuple(context),
+    )
+
+
+def _check_ranks(options: RunOptions, ranks: int) -> None:
     asked = options.parallel.model_parallel_size
     if asked not in (None, ranks):
         raise RefusedError(
@@ -56,13 +100,26 @@ def _check_ranks(options: CompleteOptions, ranks: int) -> None:
         )
 
 
-def _encode(tokenizer: Tokenizer, prompt: str, index: int, max_seq_len: int) -> list[int]:
-    try:
-        ids = tokenizer.encode(prompt, bos=True, eos=False)
-    except RefusedError as error:
-        raise RefusedError(f"prompt {index}: {error}") from None
-    if len(ids) > max_seq_len:
+def _check_settings(options: RunOptions) -> None:
+    """Refuse settings that do not go together."""
+    section, limit = options.generation, options.model.max_batch_size
+    check_stops(section.stop or ())
+    if isinstance(section, ScoreSection):
+        choose_stride(section.stride, options.model.max_seq_len)
+    settings = Settings(
+        max_gen_len=section.max_gen_len or 1,
+        max_seq_len=options.model.max_seq_len,
+        temperature=section.temperature,
+        top_p=section.top_p,
+        **{name: value for name, value in how(options).items() if name != "stop"},  # type: ignore[arg-type]
+    )
+    if settings.width > limit:
         raise RefusedError(
-            f"prompt {index} has {len(ids)} tokens but max_seq_len is {max_seq_len}; shorten it, or raise --max_seq_len"
+            f"each prompt has {settings.width} sequences (--num_beams, --num_return_sequences) but --max_batch_size "
+            f"is {limit}, which counts sequences; ask for fewer, or raise --max_batch_size"
         )
-    return ids
+    if section.stream and (settings.width > 1 or section.output):
+        why = "--output writes whole answers" if section.output else f"there are {settings.width} sequences at a time"
+        raise RefusedError(f"--stream cannot be, because {why}; leave it out")
+    if section.resume and not section.output:
+        raise RefusedError("--resume goes on with a file of answers; name it with --output")

@@ -11,9 +11,10 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from launcher.console import say
 from launcher.guard import stop_signals
@@ -34,6 +35,8 @@ OUR_FAULT = 1
 RANK_FAILED = 3
 # 128 + SIGPIPE: whoever read our stdout has left, as `head` does.
 READER_GONE = 141
+# A file beside the ranks' failures: Ctrl-C is rank 0's to handle.
+_CTRL_C_TAKEN = "ctrl-c-taken"
 
 
 class Stopped(BaseException):
@@ -48,16 +51,42 @@ class Stopped(BaseException):
         return 128 + self.number
 
 
-def stop_on_signals() -> None:
-    """Turn SIGTERM, SIGHUP and SIGINT into `Stopped`, once; later ones end the process at once."""
+def stop_on_signals(spared: Callable[[int], bool] = lambda _: False) -> None:
+    """Turn SIGTERM, SIGHUP and SIGINT into `Stopped`, once; later ones end the process at once.
+
+    `spared`: asked at the first signal; where it says true, that one is for somebody else.
+    """
 
     def stop(number: int, _frame: object) -> None:
+        if spared(number):
+            return
         for known in stop_signals():
             signal.signal(known, lambda again, _: os._exit(128 + again))
         raise Stopped(number)
 
     for number in stop_signals():
         signal.signal(number, stop)
+
+
+def take_ctrl_c(env: Environment) -> None:
+    """Tell our supervisor, where there is one, that from here on rank 0 handles Ctrl-C and it should not."""
+    if env.rendezvous_file:
+        (Path(env.rendezvous_file).parent / _CTRL_C_TAKEN).touch()
+
+
+def ctrl_c_is_taken(folder: Path) -> bool:
+    return (folder / _CTRL_C_TAKEN).exists()
+
+
+def end_at_once(stopped: Stopped, env: Environment) -> NoReturn:
+    """End this process from any of its threads, whatever the others hang in, with the word for it."""
+    failure = Failure.of(stopped, env.rank)
+    with contextlib.suppress(OSError):
+        if env.rendezvous_file:
+            failure.write(Path(env.rendezvous_file).parent)
+        else:
+            os.write(2, f"shardrun: {failure.text}\n".encode())
+    os._exit(failure.exit_code)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,57 +1,150 @@
-"""What the user asks the model: prompts from the command line or from a file."""
+"""Requests: what the user asked, as token ids that can be run, or with the reason why not. Without torch."""
 
+import hashlib
 import json
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
-from model.checkpoint.files import open_regular
+from launcher.asked import Asked, read_dialogs, read_prompts, read_text
+from launcher.options import ChatSection, CompleteSection, InfillSection, RunOptions, ScoreSection
+from model.chat import UNSAFE_ERROR, Dialog, chat_format
+from model.infill import infill_ids, split_prompt
+from model.tokenizers.base import Tokenizer
 from parallel.errors import RefusedError
 
 
-def read_prompts(given: Sequence[str]) -> list[str]:
-    """The texts of `--prompts`: as given, or the lines of @FILE.txt, or the "prompt" of each line of @FILE.jsonl.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One thing asked of the model, ready to be run."""
 
-    RefusedError names the file and the line.
-    """
-    if (path := prompts_file(given)) is not None:
-        return _read_file(path)
-    if not given:
-        raise RefusedError("--prompts is an empty list; give one prompt or more")
-    return list(given)
+    index: int
+    # What of it stands in its answer.
+    asked: dict[str, object]
+    ids: "array[int] | None" = None
+    # Text that the answer stands between, where it fills in.
+    before: str = ""
+    after: str = ""
+    # The answer, where it is known without the model, or why there is none.
+    reply: str | None = None
+    error: str | None = None
+
+    @property
+    def tokens(self) -> list[int]:
+        return [] if self.ids is None else self.ids.tolist()
+
+    @property
+    def length(self) -> int:
+        """How many tokens it has."""
+        return 0 if self.ids is None else len(self.ids)
+
+    @property
+    def to_run(self) -> bool:
+        return self.reply is None and self.error is None
 
 
-def prompts_file(given: Sequence[str]) -> Path | None:
-    """The file of `--prompts @FILE`; None where the texts themselves were given."""
-    return Path(given[0][1:]) if len(given) == 1 and given[0].startswith("@") else None
+def requests_of(options: RunOptions, tokenizer: Tokenizer) -> list[Request]:
+    """Every request of the command. A line of a file that cannot be run is refused, or has its error with it."""
+    section, limit = options.generation, options.model.max_seq_len
+    if isinstance(section, ScoreSection):
+        return [_text_to_score(section, tokenizer)]
+    if isinstance(section, CompleteSection):
+        asked, ready = read_prompts(section.prompts), _prompt_maker(tokenizer)
+    elif isinstance(section, InfillSection):
+        asked, ready = read_prompts(section.prompts), _infill_maker(tokenizer, section.suffix_first)
+    else:
+        assert isinstance(section, ChatSection), "a command without requests"
+        if section.dialogs is None:
+            return []
+        asked, ready = read_dialogs(section.dialogs), _dialog_maker(tokenizer)
+    return [_request(index, item, ready, limit, section.bad_lines) for index, item in enumerate(asked)]
 
 
-def _read_file(path: Path) -> list[str]:
+def digest_of(requests: Iterable[Request]) -> str:
+    """The same for the same requests in the same order, whatever file they come from."""
+    found = hashlib.sha256()
+    for request in requests:
+        found.update(json.dumps([request.asked, request.tokens, request.reply, request.error is None]).encode())
+    return found.hexdigest()
+
+
+_Maker = Callable[[int, object], Request]
+
+
+def _request(index: int, asked: Asked, ready: _Maker, limit: int, bad_lines: str) -> Request:
     try:
-        # Every rank reads it, so it must stay there to be read again.
-        with open_regular(path) as file:
-            data = file.read()
+        if asked.error is not None:
+            raise RefusedError(f"{asked.name}: {asked.error}")
+        request = _named(asked, lambda: ready(index, asked.value))
+        if request.length > limit:
+            raise RefusedError(
+                f"{asked.name} has {request.length} tokens but max_seq_len is {limit}; shorten it, or raise "
+                "--max_seq_len"
+            )
+        return request
     except RefusedError as error:
-        raise RefusedError(f"--prompts @{error}") from None
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise RefusedError(f"{path}:{line}: is not UTF-8 text (byte {error.start} of the file)") from None
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not lines:
-        raise RefusedError(f"--prompts @{path}: holds no prompts; write one a line")
-    if path.suffix == ".jsonl":
-        return [_read_line(path, number, line) for number, line in lines]
-    return [line.rstrip("\r") for _, line in lines]
+        if bad_lines == "refuse":
+            raise
+        return Request(index=index, asked={"prompt": _shown(asked.value)}, error=str(error))
 
 
-def _read_line(path: Path, number: int, line: str) -> str:
+def _named(asked: Asked, act: Callable[[], Request]) -> Request:
+    """Let a refusal say where what was asked stands."""
     try:
-        found = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-        raise RefusedError(f"{path}:{number}: is not valid JSON: {reason}") from None
-    if not isinstance(found, dict) or not isinstance(found.get("prompt"), str):
-        raise RefusedError(f'{path}:{number}: wanted an object with a text, as {{"prompt": "Once upon a time"}}')
-    prompt: str = found["prompt"]
-    return prompt
+        return act()
+    except RefusedError as error:
+        text = str(error)
+        rest = text.removeprefix(asked.item)
+        raise RefusedError(f"{asked.name}: {text}" if rest == text else f"{asked.name}{rest}") from None
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _ids(tokens: Sequence[int]) -> "array[int]":
+    # A list of numbers takes nine times as much, and every rank holds all requests.
+    return array("i", tokens)
+
+
+def _prompt_maker(tokenizer: Tokenizer) -> _Maker:
+    def make(index: int, prompt: object) -> Request:
+        text = cast(str, prompt)
+        return Request(index=index, asked={"prompt": text}, ids=_ids(tokenizer.encode(text, bos=True, eos=False)))
+
+    return make
+
+
+def _infill_maker(tokenizer: Tokenizer, suffix_first: bool) -> _Maker:
+    def make(index: int, prompt: object) -> Request:
+        before, after = split_prompt(cast(str, prompt), index)
+        ids = _ids(infill_ids(tokenizer, before, after, suffix_first))
+        return Request(index=index, asked={"prompt": prompt}, ids=ids, before=before, after=after)
+
+    return make
+
+
+def _dialog_maker(tokenizer: Tokenizer) -> _Maker:
+    form = chat_format(tokenizer)
+
+    def make(index: int, given: object) -> Request:
+        form.check(given, index)
+        dialog = cast(Dialog, given)
+        asked: dict[str, object] = {"prompt": dialog[-1]["content"], "dialog": dialog}
+        if form.is_unsafe(dialog):
+            return Request(index=index, asked=asked, reply=UNSAFE_ERROR)
+        return Request(index=index, asked=asked, ids=_ids(form.encode(dialog)))
+
+    return make
+
+
+def _text_to_score(section: ScoreSection, tokenizer: Tokenizer) -> Request:
+    text = section.text
+    if text.startswith("@"):
+        text = read_text(Path(text[1:]), "text")
+    tokens = tokenizer.encode(text, bos=True, eos=False)
+    if len(tokens) < 2:
+        raise RefusedError(f"--text is {text!r}; wanted a text of one token or more, to be scored behind the bos token")
+    return Request(index=0, asked={"prompt": text}, ids=_ids(tokens))

@@ -85,7 +85,8 @@ class Setting:
             "bool": "true or false",
             "str": "a text",
             "texts": 'a list of texts (JSON, as ["a", "b"]) or @FILE',
-            "numbers": "a list of whole numbers (JSON, as [1, 2])",
+            "numbers": "a list of whole numbers (as 1,2 or JSON)",
+            "list": "a list (JSON) or @FILE",
         }
         low, high = self.limits.low, self.limits.high
         if family not in ("int", "float") or (low, high) == (-math.inf, math.inf):
@@ -119,7 +120,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def _family(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return "choice"
-    names = {int: "int", float: "float", bool: "bool", str: "str", list[str]: "texts", list[int]: "numbers"}
+    names = {
+        int: "int",
+        float: "float",
+        bool: "bool",
+        str: "str",
+        list[str]: "texts",
+        list[int]: "numbers",
+        list[object]: "list",
+    }
     return names[kind]
 
 
@@ -193,10 +202,19 @@ def _to_texts(setting: Setting, raw: object, typed: bool) -> list[str]:
 def _to_numbers(setting: Setting, raw: object, typed: bool) -> list[int]:
     if typed and not isinstance(raw, list):
         raise Wanted(setting.wanted)
-    values = _to_list(setting, raw)
+    text = str(raw)
+    values = _to_list(setting, raw if typed or "[" in text else f"[{text}]")
     if not all(isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in values):
         raise Wanted(setting.wanted)
     return values
+
+
+def _to_any_list(setting: Setting, raw: object, typed: bool) -> list[object]:
+    if isinstance(raw, str) and raw.startswith("@"):
+        return [raw]
+    if typed and not isinstance(raw, list):
+        raise Wanted(setting.wanted)
+    return _to_list(setting, raw)
 
 
 _CONVERTERS: dict[str, Callable[[Setting, object, bool], Any]] = {
@@ -207,4 +225,5 @@ _CONVERTERS: dict[str, Callable[[Setting, object, bool], Any]] = {
     "choice": _to_choice,
     "texts": _to_texts,
     "numbers": _to_numbers,
+    "list": _to_any_list,
 }

@@ -19,7 +19,17 @@ from pathlib import Path
 from typing import IO, TextIO
 
 from launcher.console import make_log_dir, say
-from launcher.report import OUR_FAULT, RANK_FAILED, READER_GONE, Failure, Stopped, print_error, stop_on_signals
+from launcher.report import (
+    OUR_FAULT,
+    RANK_FAILED,
+    READER_GONE,
+    Failure,
+    Stopped,
+    ctrl_c_is_taken,
+    print_error,
+    stop_on_signals,
+)
+from launcher.terminal import terminal_kept
 from parallel.environment import RENDEZVOUS_FILE
 from parallel.errors import RefusedError
 
@@ -27,6 +37,8 @@ _POLL_S = 0.02
 # After the first failure, for the other ranks to end by themselves with the same message.
 _SETTLE_S = 0.5
 _TERMINATE_S = 2.0
+# Exit codes above this: stopped by a signal.
+_SIGNALLED = 128
 
 _HINTS = {
     "SIGKILL": " (often the host's memory ran out: see dmesg)",
@@ -44,12 +56,14 @@ class Rank:
     forwarder: threading.Thread
 
 
+@terminal_kept()
 def run_ranks(arguments: Sequence[str], count: int, log_dir: str | None) -> int:
     """Run `python -m launcher ARGUMENTS` as `count` ranks; the exit code of the whole."""
     kept = None if log_dir is None else make_log_dir(log_dir)
     folder = Path(tempfile.mkdtemp(prefix="shardrun-"))
     logs = kept or folder
-    stop_on_signals()
+    # In a chat at the terminal Ctrl-C stops an answer and not the run.
+    stop_on_signals(spared=lambda signal_number: signal_number == signal.SIGINT and ctrl_c_is_taken(folder))
     ranks: list[Rank] = []
     try:
         for number in range(count):
@@ -168,6 +182,9 @@ def _report(ranks: Sequence[Rank], first: Rank, failures: Sequence[Failure], log
         if failures and silent:
             print_error(f"rank {silent[0].number} left early (exit 0) while others were at work{kept}")
             return RANK_FAILED
+        if failures and failures[0].exit_code > _SIGNALLED:
+            say(failures[0].text)
+            return failures[0].exit_code
         text = failures[0].text if failures else f"rank {first.number} ended with exit code {code} and said no reason"
         print_error(f"{text}{kept}")
         return failures[0].exit_code if failures else RANK_FAILED

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from model.chat import Dialog, Message
+    from model.generation.sampling import sample_top_p
     from model.llama import Llama
-    from model.sampling import sample_top_p
     from model.tokenizers.base import Tokenizer
     from model.tokenizers.opening import open_tokenizer
 
@@ -19,7 +19,7 @@ _HOMES = {
     "Message": "chat",
     "Tokenizer": "tokenizers.base",
     "open_tokenizer": "tokenizers.opening",
-    "sample_top_p": "sampling",
+    "sample_top_p": "generation.sampling",
 }
 
 __all__ = ["Dialog", "Llama", "Message", "Tokenizer", "open_tokenizer", "sample_top_p"]

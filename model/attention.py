@@ -4,6 +4,8 @@ Shapes: a capital is the full size, its small letter this rank's share.
 B rows, T new tokens, S tokens seen, D model width, N/n query heads, K/k KV heads, H numbers a head.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,22 +44,24 @@ class Attention(nn.Module):
         k_BTkH = rotate(self.wk(x_BTD).unflatten(-1, (self.local_kv_heads, -1)), turns_BTh)
         v_BTkH = self.wv(x_BTD).unflatten(-1, (self.local_kv_heads, -1))
         if cache is None:
-            y_BTnH = _attend(q_BTnH, self._shared(k_BTkH.transpose(1, 2)), self._shared(v_BTkH.transpose(1, 2)), None)
+            k_BkSH, v_BkSH = k_BTkH.transpose(1, 2), v_BTkH.transpose(1, 2)
         else:
             k_BkSH, v_BkSH = cache.extend(self.layer, k_BTkH, v_BTkH)
-            k_BkSH, v_BkSH = self._shared(k_BkSH), self._shared(v_BkSH)
-            y_BTnH = _attend(q_BTnH, k_BkSH, v_BkSH, cache.mask_B1TS, causal=cache.fresh)
+        k_BkSH, v_BkSH = one_for_each_query(k_BkSH, self.queries), one_for_each_query(v_BkSH, self.queries)
+        y_BTnH = attend(q_BTnH, k_BkSH, v_BkSH, cache)
         return self.wo(y_BTnH.flatten(-2))  # type: ignore[no-any-return]
 
-    def _shared(self, x_BkSH: Tensor) -> Tensor:
-        """Keys or values as the queries use them: as they are where each serves as many, else one for each query."""
-        if len(set(self.queries)) == 1:
-            return x_BkSH
-        parts = [x_BkSH[:, k : k + 1].expand(-1, count, -1, -1) for k, count in enumerate(self.queries)]
-        return torch.cat(parts, 1)
+
+def one_for_each_query(x_BkSH: Tensor, queries: Sequence[int]) -> Tensor:
+    """Keys or values as queries use them: as they are where each serves as many (`queries`), else one for each."""
+    if len(set(queries)) == 1:
+        return x_BkSH
+    return torch.cat([x_BkSH[:, k : k + 1].expand(-1, count, -1, -1) for k, count in enumerate(queries)], 1)
 
 
-def _attend(q_BTnH: Tensor, k_BkSH: Tensor, v_BkSH: Tensor, mask_B1TS: Tensor | None, causal: bool = True) -> Tensor:
+def attend(q_BTnH: Tensor, k_BkSH: Tensor, v_BkSH: Tensor, cache: KVCache | None) -> Tensor:
+    """What each new token takes from those that it may see [B, T, n, H]; without a cache from those before it."""
+    mask_B1TS, causal = (None, True) if cache is None else (cache.mask_B1TS, cache.fresh)
     if q_BTnH.shape[1] == 1:
         # One new token sees everything before it, so the queries of a KV head can stand where a
         # sequence would, and no key or value is repeated for them.

@@ -2,9 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, TypedDict
 
-from model.tokenizers.base import Tokenizer
+from model.tokenizers.base import Tokenizer, check_text
 from parallel.errors import RefusedError
 
 B_INST, E_INST = "[INST]", "[/INST]"
@@ -37,13 +38,17 @@ class ChatFormat(ABC):
         self.tokenizer = tokenizer
 
     def check(self, dialog: object, index: int) -> None:
-        """RefusedError where `dialog` is no list of messages, or its roles are not as the format wants them."""
+        """RefusedError where `dialog` is no list of messages of text, or its roles are not as the format wants."""
         if not isinstance(dialog, list) or not dialog:
             raise RefusedError(f"dialog {index} is {dialog!r}; wanted a list of messages")
         for place, message in enumerate(dialog):
             fields = isinstance(message, dict) and {"role", "content"} <= set(message)
             if not fields or not isinstance(message["content"], str):
                 raise RefusedError(f'dialog {index}, message {place}: wanted {{"role": ..., "content": "..."}}')
+            try:
+                check_text(message["content"])
+            except RefusedError as error:
+                raise RefusedError(f"dialog {index}, message {place}: {error}") from None
         roles = [message["role"] for message in dialog]
         if (wanted := self._wanted_instead(roles)) is not None:
             raise RefusedError(f"dialog {index} has the roles {', '.join(map(str, roles))}; wanted {wanted}")
@@ -115,3 +120,31 @@ def chat_format(tokenizer: Tokenizer) -> ChatFormat:
     if {_B_HEADER, _E_HEADER, _END_OF_TURN} <= tokenizer.specials.keys():
         return Llama3Chat(tokenizer)
     return Llama2Chat(tokenizer)
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A dialog that leaves room for its answer, its ids, and how many messages were left out for that."""
+
+    dialog: Dialog
+    tokens: list[int]
+    forgotten: int
+
+
+def fit_dialog(form: ChatFormat, dialog: Sequence[Message], limit: int, room: int) -> Fitted:
+    """`dialog` without its oldest exchanges (a question and its answer), as few as leave `room` of `limit` tokens free.
+
+    The system message and the last message stay, even where they alone leave less; RefusedError where they leave
+    nothing.
+    """
+    kept, first = list(dialog), int(dialog[0]["role"] == "system")
+    tokens = form.encode(kept)
+    while len(tokens) + room > limit and len(kept) > first + 2:
+        del kept[first : first + 2]
+        tokens = form.encode(kept)
+    if len(tokens) >= limit:
+        raise RefusedError(
+            f"the message{' and the system message take' if first else ' takes'} {len(tokens)} tokens, which leaves no "
+            f"room for an answer in {limit} (max_seq_len); shorten {'them' if first else 'it'}, or raise --max_seq_len"
+        )
+    return Fitted(kept, tokens, len(dialog) - len(kept))

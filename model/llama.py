@@ -6,37 +6,28 @@ only their import changed. Under torchrun every rank must call each method, with
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import NotRequired, TypedDict
+from collections.abc import Callable, Sequence
+from typing import Unpack
 
 from model.building import build_model
-from model.chat import UNSAFE_ERROR, Dialog, Message, chat_format
 from model.checkpoint.checkpoint import Checkpoint
 from model.checkpoint.loading import Progress
 from model.checkpoint.reading import check_in_place
-from model.generate import Event, Generation, Settings, check_prompts
+from model.generation.generate import Generation
+from model.generation.scoring import Score, Scoring
+from model.generation.settings import Event, How, Settings, check_prompts
+from model.generation.stopping import check_stops
 from model.looking import Found, look
 from model.placing import check_room
+from model.text_methods import TextMethods
 from model.tokenizers.base import Tokenizer
 from model.transformer import Transformer
+from model.weight_sums import WeightSums
 from parallel import RefusedError, World, start_world
 from parallel.seed import seed_everything
 
 
-class CompletionPrediction(TypedDict):
-    generation: str
-    tokens: NotRequired[list[str]]
-    logprobs: NotRequired[list[float]]
-
-
-class ChatPrediction(TypedDict):
-    generation: Message
-    tokens: NotRequired[list[str]]
-    logprobs: NotRequired[list[float]]
-
-
-class Llama:
+class Llama(TextMethods):
     """A loaded model. Make one with `Llama.build`."""
 
     def __init__(
@@ -48,6 +39,7 @@ class Llama:
         max_batch_size: int,
         seed: int,
         checkpoint: Checkpoint | None = None,
+        weight_sums: WeightSums | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -56,6 +48,7 @@ class Llama:
         self.max_batch_size = max_batch_size
         self.seed = seed
         self.checkpoint = checkpoint
+        self.weight_sums = weight_sums
         self._prompts_served = 0
 
     @staticmethod
@@ -72,6 +65,8 @@ class Llama:
         backend: str = "auto",
         allow_legacy: bool = False,
         strict_mp: bool = False,
+        exact: bool = False,
+        check_weights: bool = False,
         progress: Progress | None = None,
         world: World | None = None,
     ) -> "Llama":
@@ -80,7 +75,9 @@ class Llama:
         Reads torchrun's variables; without them it runs in this process alone. `tokenizer_path=None` looks
         in `ckpt_dir` and its parent; where there is none, `generate` still works on ids. `world`: ranks that
         have met already. `strict_mp`: refuse a number of ranks that is not the number of shards, rather than cut
-        them anew while loading. Raises RefusedError, the same on every rank, for whatever a user can mend.
+        them anew while loading. `exact`: logits that are the same to the bit at every MP that divides the model evenly
+        (docs/adr/0011-exact-mode.md). `check_weights`: see the method `check`. Raises RefusedError, the same on every
+        rank, for whatever a user can mend.
         """
         if max_seq_len < 1 or max_batch_size < 1:
             raise RefusedError(
@@ -88,6 +85,7 @@ class Llama:
             )
         world = world or start_world(device=device, backend=backend)
         asked = {"max_seq_len": max_seq_len, "max_batch_size": max_batch_size, "seed": seed, "dtype": dtype}
+        asked |= {"exact": exact, "check_weights": check_weights}
         world.agree("Llama.build", asked)
         ranks = world.mesh.size
         if model_parallel_size not in (None, ranks):
@@ -99,7 +97,17 @@ class Llama:
             "reading the checkpoint's headers",
             lambda: look(ckpt_dir, tokenizer_path, ranks, allow_legacy=allow_legacy, strict_mp=strict_mp),
         )
-        return Llama.load(found, world, max_seq_len, max_batch_size, seed, dtype=dtype, progress=progress)
+        return Llama.load(
+            found,
+            world,
+            max_seq_len,
+            max_batch_size,
+            seed,
+            dtype=dtype,
+            exact=exact,
+            check_weights=check_weights,
+            progress=progress,
+        )
 
     @staticmethod
     def load(
@@ -110,12 +118,15 @@ class Llama:
         seed: int = 1,
         *,
         dtype: str = "auto",
+        exact: bool = False,
+        check_weights: bool = False,
         progress: Progress | None = None,
     ) -> "Llama":
         """Load this rank's share of a checkpoint that was looked at, among ranks that have met. Collective."""
-        model = build_model(found, world, dtype, progress)
+        model = build_model(found, world, dtype, progress, exact)
         seed_everything(seed)
-        return Llama(model, found.tokenizer, world, max_seq_len, max_batch_size, seed, found.checkpoint)
+        sums = WeightSums(model) if check_weights else None
+        return Llama(model, found.tokenizer, world, max_seq_len, max_batch_size, seed, found.checkpoint, sums)
 
     def start(
         self,
@@ -126,21 +137,20 @@ class Llama:
         logprobs: bool = False,
         echo: bool = False,
         eos_ids: Sequence[int] | None = None,
+        indices: Sequence[int] | None = None,
+        interrupted: Callable[[], bool] = lambda: False,
+        **how: Unpack[How],
     ) -> Generation:
         """Check a batch and make ready to generate it; iterate its `events()` to stream. Collective.
 
-        Prompts are counted over the life of this object: prompt i draws the same random numbers in
-        whatever batches it comes. `eos_ids`: what ends a row (default: the tokenizer's eos).
+        Each prompt draws the random numbers of its index, in whatever batch it comes: `indices`, or else prompts
+        are counted over the life of this object. `eos_ids`: what ends a row (default: the tokenizer's eos).
+        `interrupted`: asked on rank 0 at every step; true ends the answers where they are.
         """
         check_prompts(prompt_tokens, self.model.params.vocab_size, self.max_seq_len)
-        if len(prompt_tokens) > self.max_batch_size:
-            raise RefusedError(
-                f"{len(prompt_tokens)} prompts in one batch but max_batch_size is "
-                f"{self.max_batch_size}; split them, or build "
-                "with a larger max_batch_size"
-            )
         if eos_ids is None:
             eos_ids = [] if self.tokenizer is None else sorted(self.tokenizer.stop_ids)
+        how["stop"] = stop = check_stops(how.get("stop", ()))
         settings = Settings(
             max_gen_len=max(1, self.max_seq_len - 1) if max_gen_len is None else max_gen_len,
             max_seq_len=self.max_seq_len,
@@ -150,24 +160,60 @@ class Llama:
             logprobs=logprobs,
             echo=echo,
             eos_ids=frozenset(eos_ids),
+            **how,
         )
+        self._check_size(len(prompt_tokens), settings.width)
         text = json.dumps([list(map(list, prompt_tokens)), str(settings)])
         self.world.agree("generate", {"prompts and settings": hashlib.sha256(text.encode()).hexdigest()})
-        first = self._prompts_served
-        generation = Generation(self.model, prompt_tokens, settings, range(first, first + len(prompt_tokens)))
-        self.world.together(
-            "making room for the KV cache",
-            lambda: self._check_batch(generation),
-        )
-        self._prompts_served += len(prompt_tokens)
+        if indices is None:
+            indices = range(self._prompts_served, self._prompts_served + len(prompt_tokens))
+            self._prompts_served += len(prompt_tokens)
+        tokenizer = self.text_tokenizer() if stop else self.tokenizer
+        generation = Generation(self.model, prompt_tokens, settings, indices, tokenizer, interrupted)
+        self.world.together("making room for the KV cache", lambda: self._check_batch(generation.cache_bytes))
         return generation
 
-    def _check_batch(self, generation: Generation) -> None:
+    def score(self, text: str | Sequence[int], stride: int | None = None, *, progress: Progress | None = None) -> Score:
+        """How likely a text is (or ids, bos in front), of any length: log-probabilities and perplexity. Collective.
+
+        It is looked at through windows of max_seq_len tokens that move on by `stride` (default: half of that),
+        max_batch_size of them at a time. Each token is scored in the first window that holds it.
+        """
+        tokens = self.encode_prompt(text, 0) if isinstance(text, str) else list(text)
+        check_prompts([tokens], self.model.params.vocab_size, max_seq_len=len(tokens))
+        scoring = Scoring(self.model, tokens, self.max_seq_len, self.max_batch_size, stride)
+        asked = json.dumps([tokens, scoring.stride])
+        self.world.agree("score", {"text and stride": hashlib.sha256(asked.encode()).hexdigest()})
+        self.world.together("making room for the KV cache", lambda: self._check_batch(scoring.cache_bytes))
+        score = scoring.run(progress)
+        self.check()
+        return score
+
+    def check(self) -> None:
+        """Where the model was built with `check_weights`: that the weights are what was loaded, else RankFailedError
+        names the rank and the weight. `generate` and the text methods end with it. Collective."""
+        if self.weight_sums is not None:
+            self.weight_sums.check(self.world)
+
+    def _check_size(self, prompts: int, width: int) -> None:
+        if width > self.max_batch_size:
+            raise RefusedError(
+                f"each prompt has {width} sequences (num_beams, num_return_sequences) but max_batch_size is "
+                f"{self.max_batch_size}, which counts sequences; ask for fewer, or raise max_batch_size"
+            )
+        if prompts * width > self.max_batch_size:
+            each = f" of {width} sequences each" if width > 1 else ""
+            raise RefusedError(
+                f"{prompts} prompts{each} in one batch but max_batch_size is {self.max_batch_size}; split them, or "
+                "build with a larger max_batch_size"
+            )
+
+    def _check_batch(self, cache_bytes: int) -> None:
         if self.checkpoint is not None and self.world.device.type == "cpu":
             # Weights may stay in their files, so these must not change under a running model.
             check_in_place(self.checkpoint)
         ranks = self.world.env.local_world_size
-        check_room(generation.cache_bytes, self.world.device, ranks, "the KV cache of this batch")
+        check_room(cache_bytes, self.world.device, ranks, "the KV cache of this batch")
 
     def generate(
         self,
@@ -177,116 +223,31 @@ class Llama:
         top_p: float = 0.9,
         logprobs: bool = False,
         echo: bool = False,
+        *,
+        eos_ids: Sequence[int] | None = None,
+        **how: Unpack[How],
     ) -> tuple[list[list[int]], list[list[float]] | None]:
         """Ids generated behind each prompt, without the end token, and their natural log-probabilities. Collective.
 
-        `echo` puts the prompt in front; its first token has log-probability 0.0, as Meta's.
+        `echo` puts the prompt in front; its first token has log-probability 0.0, as Meta's. With
+        `num_return_sequences` a prompt's answers stand one after the other.
         """
-        return self._generate(prompt_tokens, max_gen_len, temperature, top_p, logprobs, echo)
-
-    def _generate(
-        self,
-        prompt_tokens: list[list[int]],
-        max_gen_len: int,
-        temperature: float,
-        top_p: float,
-        logprobs: bool,
-        echo: bool = False,
-        eos_ids: Sequence[int] | None = None,
-    ) -> tuple[list[list[int]], list[list[float]] | None]:
-        generation = self.start(prompt_tokens, max_gen_len, temperature, top_p, logprobs, echo, eos_ids)
-        tokens: list[list[int]] = [[] for _ in prompt_tokens]
-        values: list[list[float]] = [[] for _ in prompt_tokens]
+        generation = self.start(prompt_tokens, max_gen_len, temperature, top_p, logprobs, echo, eos_ids, **how)
+        copies = generation.settings.num_return_sequences
+        prompts = [prompt for prompt in prompt_tokens for _ in range(copies)]
+        tokens: list[list[int]] = [[] for _ in prompts]
+        values: list[list[float]] = [[] for _ in prompts]
         for event in generation.events():
             _take(event, tokens, values)
+        self.check()
         if echo:
-            tokens = [[*prompt, *new] for prompt, new in zip(prompt_tokens, tokens, strict=True)]
+            tokens = [[*prompt, *new] for prompt, new in zip(prompts, tokens, strict=True)]
         if not logprobs:
             return tokens, None
         if echo:
-            known = generation.prompt_logprobs
+            known = [before for before in generation.prompt_logprobs for _ in range(copies)]
             values = [[0.0, *before, *new] for before, new in zip(known, values, strict=True)]
         return tokens, values
-
-    def text_completion(
-        self,
-        prompts: list[str],
-        temperature: float = 0.6,
-        top_p: float = 0.9,
-        max_gen_len: int | None = None,
-        logprobs: bool = False,
-        echo: bool = False,
-    ) -> list[CompletionPrediction]:
-        """Continue each text. Collective. With `logprobs`, also the text of each token and its log-probability."""
-        tokenizer = self.text_tokenizer()
-        ids = [self.encode_prompt(prompt, index) for index, prompt in enumerate(prompts)]
-        tokens, values = self.generate(ids, self._length(max_gen_len), temperature, top_p, logprobs, echo)
-        if values is None:
-            return [{"generation": tokenizer.decode(row)} for row in tokens]
-        return [
-            {"generation": tokenizer.decode(row), "tokens": [tokenizer.decode(one) for one in row], "logprobs": known}
-            for row, known in zip(tokens, values, strict=True)
-        ]
-
-    def chat_completion(
-        self,
-        dialogs: list[Dialog],
-        temperature: float = 0.6,
-        top_p: float = 0.9,
-        max_gen_len: int | None = None,
-        logprobs: bool = False,
-    ) -> list[ChatPrediction]:
-        """Answer each dialog, in the format of the tokenizer's family. Collective.
-
-        A dialog that holds Llama 2's own tags is not answered; Llama 3's are control tokens, which no text spells.
-        """
-        tokenizer = self.text_tokenizer()
-        form = chat_format(tokenizer)
-        for index, dialog in enumerate(dialogs):
-            form.check(dialog, index)
-        ids = []
-        for index, dialog in enumerate(dialogs):
-            with _naming(f"dialog {index}"):
-                ids.append(form.encode(dialog))
-        stops = sorted(tokenizer.chat_stop_ids)
-        tokens, values = self._generate(ids, self._length(max_gen_len), temperature, top_p, logprobs, eos_ids=stops)
-        answers: list[ChatPrediction] = []
-        for row, (dialog, new) in enumerate(zip(dialogs, tokens, strict=True)):
-            content = UNSAFE_ERROR if form.is_unsafe(dialog) else tokenizer.decode(new)
-            answers.append({"generation": {"role": "assistant", "content": content}})
-            if values is not None:
-                answers[-1]["tokens"] = [tokenizer.decode(one) for one in new]
-                answers[-1]["logprobs"] = values[row]
-        return answers
-
-    def text_tokenizer(self) -> Tokenizer:
-        """The tokenizer; RefusedError where the model was built without one."""
-        if self.tokenizer is None:
-            raise RefusedError(
-                "text needs a tokenizer, and there is no tokenizer.model or tokenizer.json in the checkpoint folder or "
-                "its parent; give "
-                "--tokenizer_path, or use generate() on ids"
-            )
-        return self.tokenizer
-
-    def encode_prompt(self, prompt: object, index: int) -> list[int]:
-        """Ids of a prompt, bos in front; RefusedError names its index."""
-        if not isinstance(prompt, str):
-            raise RefusedError(f"prompt {index} is {prompt!r}; wanted a text")
-        with _naming(f"prompt {index}"):
-            return self.text_tokenizer().encode(prompt, bos=True, eos=False)
-
-    def _length(self, max_gen_len: int | None) -> int:
-        return max(1, self.max_seq_len - 1) if max_gen_len is None else max_gen_len
-
-
-@contextmanager
-def _naming(what: str) -> Iterator[None]:
-    """Put the name of what is being worked on before a refusal."""
-    try:
-        yield
-    except RefusedError as error:
-        raise RefusedError(f"{what}: {error}") from None
 
 
 def _take(event: Event, tokens: list[list[int]], values: list[list[float]]) -> None:

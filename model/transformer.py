@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from model.attention import Attention
-from model.cache import KVCache
+from model.cache import KVCache, cache_bytes
+from model.exact.blocks import blocks_of
+from model.exact.layers import ExactAttention, ExactFeedForward, exact_output
 from model.feedforward import FeedForward
 from model.norm import RMSNorm
 from model.params import Params
@@ -25,12 +27,12 @@ EmbeddingDim = Literal[0, 1]
 class TransformerBlock(nn.Module):
     """One layer: attention and feed-forward, each behind a norm and added to what came in."""
 
-    def __init__(self, params: Params, layer: int, mesh: Mesh) -> None:
+    def __init__(self, params: Params, layer: int, mesh: Mesh, exact: bool) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(params.dim, params.norm_eps)
-        self.attention = Attention(params, layer, mesh)
+        self.attention = ExactAttention(params, layer, mesh) if exact else Attention(params, layer, mesh)
         self.ffn_norm = RMSNorm(params.dim, params.norm_eps)
-        self.feed_forward = FeedForward(params, mesh)
+        self.feed_forward = ExactFeedForward(params, mesh) if exact else FeedForward(params, mesh)
 
     def forward(self, x_BTD: Tensor, turns_BTh: Tensor, cache: KVCache | None) -> Tensor:
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), turns_BTh, cache)
@@ -38,9 +40,13 @@ class TransformerBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The decoder. Forward is collective; a rank alone (mesh of size 1) communicates with nobody."""
+    """The decoder. Forward is collective; a rank alone (mesh of size 1) communicates with nobody.
 
-    def __init__(self, params: Params, mesh: Mesh, embedding_dim: EmbeddingDim = 1) -> None:
+    `exact`: logits that are the same to the bit at every MP that divides the model evenly, slower
+    (docs/adr/0011-exact-mode.md). RefusedError at another MP. Its weights are those of `pack`.
+    """
+
+    def __init__(self, params: Params, mesh: Mesh, embedding_dim: EmbeddingDim = 1, exact: bool = False) -> None:
         super().__init__()
         assert params.vocab_size > 0, "the vocabulary's size must be known before the model is built"
         self.params = params
@@ -52,32 +58,54 @@ class Transformer(nn.Module):
             if embedding_dim == 0
             else ParallelEmbedding(params.vocab_size, params.dim, mesh=mesh, shares=split.width)
         )
-        self.layers = nn.ModuleList(TransformerBlock(params, layer, mesh) for layer in range(params.n_layers))
+        self.layers = nn.ModuleList(TransformerBlock(params, layer, mesh, exact) for layer in range(params.n_layers))
         self.norm = RMSNorm(params.dim, params.norm_eps)
-        self.output = ColumnParallelLinear(
-            params.dim, params.vocab_size, bias=False, gather_output=False, mesh=mesh, shares=split.vocabulary
+        self.output = (
+            exact_output(params, mesh)
+            if exact
+            else ColumnParallelLinear(
+                params.dim, params.vocab_size, bias=False, gather_output=False, mesh=mesh, shares=split.vocabulary
+            )
         )
+        self.cache_units = len(blocks_of(params, mesh.rank, mesh.size).own_units) if exact else 1
         self._turns_Sh: Tensor | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.norm.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.norm.weight.device
+
+    def new_cache(self, batch: int, max_tokens: int) -> KVCache:
+        """An empty KV cache of `batch` rows of up to `max_tokens` for this rank."""
+        return KVCache(self.params, self.mesh, batch, max_tokens, self.dtype, self.device, self.cache_units)
+
+    def cache_bytes(self, batch: int, max_tokens: int) -> int:
+        """What such a cache takes."""
+        return cache_bytes(self.params, self.mesh, batch, max_tokens, self.dtype)
 
     def turns(self, max_tokens: int) -> Tensor:
         """The rotary table for positions below `max_tokens` or more, on the weights' device; made when first needed."""
         if self._turns_Sh is None or len(self._turns_Sh) < max_tokens:
             # An inference tensor could not serve a backward pass later.
             with torch.inference_mode(False):
-                self._turns_Sh = rotations(self.params, max_tokens, self.output.weight.device)
+                self._turns_Sh = rotations(self.params, max_tokens, self.device)
         return self._turns_Sh
 
-    def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, tokens_BT: Tensor, cache: KVCache | None = None, rivals: bool = False) -> Tensor:
         """Token ids to normalised hidden states [B, T, D].
 
         Without a cache the rows are whole sequences from position 0 (training). With one, the tokens
-        stand behind those that it holds; the caller then calls `cache.advance`.
+        stand behind those that it holds; the caller then calls `cache.advance`. `rivals`: they compete for one place
+        behind those, and do not see one another (see KVCache.plan).
         """
         if cache is None:
             new_tokens = tokens_BT.shape[1]
             turns_BTh = self.turns(new_tokens)[:new_tokens].unsqueeze(0)
         else:
-            cache.plan(tokens_BT.shape[1])
+            cache.plan(tokens_BT.shape[1], rivals)
             turns_BTh = self.turns(cache.max_tokens)[cache.positions_BT]
         x_BTD = self.tok_embeddings(tokens_BT)
         for block in self.layers:

@@ -51,6 +51,15 @@ def all_gather_last_dim(x: Tensor, mesh: Mesh, shares: Shares = None) -> Tensor:
     return torch.cat([part[..., :size] for part, size in zip(parts, sizes, strict=True)], -1)
 
 
+def all_gather_first_dim(x: Tensor, mesh: Mesh) -> Tensor:
+    """[n, ...] of each rank, n the same for all, to [N, ...] in order of rank. Collective."""
+    if mesh.alone:
+        return x
+    parts = x.new_empty((mesh.size, *x.shape))
+    dist.all_gather(list(parts.unbind(0)), x.contiguous(), group=mesh.group)
+    return parts.flatten(0, 1)
+
+
 def slice_last_dim(x: Tensor, mesh: Mesh, shares: Shares = None) -> Tensor:
     """[..., N] to this rank's [..., n]. Needs no communication."""
     own = share(x.shape[-1], mesh.rank, mesh.size, "columns") if shares is None else shares[mesh.rank]

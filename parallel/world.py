@@ -111,6 +111,35 @@ class World:
                     f"{_short(values[other])}; start every rank with the same settings and files"
                 )
 
+    def told(self, doing: str, act: Callable[[], str]) -> str:
+        """What `act` says on rank 0, on every rank; where it is refused there, that is raised on all.
+
+        The others wait for it however long it takes: it may be a person who is asked.
+        """
+        if self.store is None:
+            return act()
+        self._meetings += 1
+        key = f"told/{self._meetings}"
+        if self.env.rank == 0:
+            try:
+                said = act()
+            except BaseException as error:  # a signal's too: nobody should wait for a rank that has stopped
+                failed = {"failed": f"{type(error).__name__}: {error}"}
+                refused = {"refused": str(error)} if isinstance(error, RefusedError) else failed
+                with contextlib.suppress(RuntimeError):
+                    self.store.set(key, json.dumps(refused))
+                raise
+            self.store.set(key, json.dumps({"said": said}))
+            return said
+        while (found := wait_for(self.store, key, self.timeout_s)) is None:
+            pass
+        verdict: dict[str, str] = json.loads(found)
+        if "refused" in verdict:
+            raise RefusedError(verdict["refused"])
+        if "failed" in verdict:
+            raise PeerFailedError(f"rank 0 failed while {doing}: {verdict['failed']}")
+        return verdict["said"]
+
     def _exchange(self, doing: str, text: str) -> list[str]:
         """Every rank's text, in order of rank."""
         assert self.store is not None

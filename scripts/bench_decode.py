@@ -70,11 +70,10 @@ def run_shardrun(ckpt_dir: str, new_tokens: int) -> dict[str, Any]:
 
 def _held_bytes(llama: Any) -> int:
     """This rank's weights and KV cache."""
-    from model.cache import cache_bytes
 
     model = llama.model
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    return int(weights + cache_bytes(model.params, model.mesh, 1, llama.max_seq_len + 1, model.output.weight.dtype))
+    return int(weights + model.cache_bytes(1, llama.max_seq_len + 1))
 
 
 def run_transformers(ckpt_dir: str, new_tokens: int) -> dict[str, Any]:

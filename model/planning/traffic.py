@@ -12,8 +12,8 @@ from model.params import Params
 from model.split import Split
 
 Kind = Literal["all-reduce", "all-gather", "broadcast"]
-# The id of a token, int64.
-_TOKEN_BYTES = 8
+# The id of a token, and whether its row ends there, int64.
+_TOKEN_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """How much memory the temporaries of a forward pass take at their worst moment. Arithmetic only; no torch.
 
-A model of `transformer.py`, `attention.py`, `feedforward.py`, `rope.py`, `collectives.py` and `sampling.py` as they
-are written: it adds up the tensors that are alive together at each stage of a pass and takes the largest sum.
+A model of `transformer.py`, `attention.py`, `feedforward.py`, `rope.py`, `collectives.py` and `generation/sampling.py`
+as they are written: it adds up the tensors that are alive together at each stage of a pass and takes the largest sum.
 With torch 2.13 the live bytes that its profiler sees in a prefill agree within 1 %. Names as in attention.py:
 n query heads, k KV heads, f feed-forward columns, v vocabulary entries of this rank; D, V the full sizes.
 """
@@ -18,7 +18,7 @@ _HEAP_BLOCK_BYTES = 32 * 2**20
 _HOLES_ALONE = 0.7
 _HOLES = 1.2
 _LEAST_HOLES = 0.15
-# sampling.choose: logits, sorted probabilities and their ids, and the double sums besides, all [B, V].
+# process and draw, with temperature and top_p: logits, scores, probabilities, and the double sums besides, all [B, V].
 _SAMPLING_BYTES = 32
 
 

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from model.checkpoint.checkpoint import Checkpoint
 from model.checkpoint.loading import load_weights
-from model.generate import Generation, Settings
+from model.generation.generate import Generation
+from model.generation.settings import Settings
 from model.transformer import Transformer
 from parallel import Mesh
 

@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from model.generate import Generation, Settings
+from model.generation.generate import Generation
+from model.generation.settings import Settings
 from model.params import Params
 from model.planning.traffic import traffic_of
 from model.split import split_of

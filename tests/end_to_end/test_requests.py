@@ -43,7 +43,7 @@ FLAGS: dict[str, tuple[Sequence[str], Sequence[Said]]] = {
     "D89_max_batch_size_negative": (("--max_batch_size", "-1"), ("--max_batch_size", "-1", "1 to")),
     "seed_negative": (("--seed", "-1"), ("--seed", "-1", "0")),
     "eos_id_beyond_the_vocabulary": (("--eos_ids", "[300]"), ("--eos_ids", "300", "0 to 299")),
-    "eos_ids_a_word": (("--eos_ids", "two"), ("--eos_ids is 'two'", "[1, 2]")),
+    "eos_ids_a_word": (("--eos_ids", "two"), ("--eos_ids is 'two'", "whole numbers", "as 1,2 or JSON")),
     "model_parallel_size_other_than_the_ranks": (
         ("--model_parallel_size", "2"),
         ("--model_parallel_size is 2", "1 rank", "--nproc_per_node 2"),
@@ -109,8 +109,8 @@ PROMPT_FILES = {
     "bad_json_line": ("p.jsonl", b'{"prompt": "a"}\n{"prompt" "b"}\n', ("p.jsonl:2", "not valid JSON")),
     "line_without_prompt": ("p.jsonl", b'{"text": "a"}\n', ("p.jsonl:1", '"prompt"')),
     "D82_prompt_a_number": ("p.jsonl", b'{"prompt": 5}\n', ("p.jsonl:1", '"prompt"')),
-    "D82_lone_surrogate": ("p.jsonl", b'{"prompt": "a\\udc00"}\n', ("prompt 0", "byte 1")),
-    "D79_line_too_long": ("p.txt", b"a cat\n" + b"the boat " * 30, ("prompt 1", "max_seq_len is 32")),
+    "D82_lone_surrogate": ("p.jsonl", b'{"prompt": "a\\udc00"}\n', ("p.jsonl:1 (prompt 0)", "byte 1")),
+    "D79_line_too_long": ("p.txt", b"a cat\n" + b"the boat " * 30, ("p.txt:2 (prompt 1) has", "max_seq_len is 32")),
 }
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from launcher.flags import complete_options, complete_settings, help_text, job_settings, reshard_options
-from launcher.options import ReshardOptions
+from launcher.flags import help_text, job_settings, reshard_options, run_options, run_settings
+from launcher.options import GENERATION_SECTIONS, CompleteSection, ReshardOptions
 from launcher.schema import Setting, settings_of
 from parallel import RefusedError
 
@@ -11,18 +11,19 @@ GOOD = {"ckpt_dir": "d", "prompts": '["a"]'}
 
 
 def test_flags_are_typed_as_their_settings_say() -> None:
-    options = complete_options(
-        {**GOOD, "ckpt_dir": "1e5", "seed": "7", "stream": "True", "eos_ids": "[1, 2]", "top_p": "1"}
+    options = run_options(
+        "complete", {**GOOD, "ckpt_dir": "1e5", "seed": "7", "stream": "True", "eos_ids": "[1, 2]", "top_p": "1"}
     )
     assert options.model.ckpt_dir == "1e5"
     assert (options.generation.seed, options.generation.stream, options.generation.eos_ids) == (7, True, [1, 2])
     assert options.generation.top_p == 1.0
+    assert isinstance(options.generation, CompleteSection)
     assert options.generation.prompts == ["a"]
 
 
 @pytest.mark.parametrize("name", ["nostream", "no_stream"])
 def test_a_switch_can_be_turned_off(name: str) -> None:
-    assert not complete_options({**GOOD, name: "True"}).generation.stream
+    assert not run_options("complete", {**GOOD, name: "True"}).generation.stream
 
 
 @pytest.mark.parametrize(
@@ -48,13 +49,13 @@ def test_a_switch_can_be_turned_off(name: str) -> None:
 )
 def test_a_bad_flag_is_refused_with_what_was_wanted(flag: str, value: str, message: str) -> None:
     with pytest.raises(RefusedError) as refused:
-        complete_options({**GOOD, flag: value})
+        run_options("complete", {**GOOD, flag: value})
     assert message in str(refused.value)
 
 
 def test_a_missing_flag_is_named_with_its_meaning() -> None:
     with pytest.raises(RefusedError) as refused:
-        complete_options({"prompts": "[]"})
+        run_options("complete", {"prompts": "[]"})
     assert (
         str(refused.value)
         == "--ckpt_dir is missing; wanted: folder with params.json and consolidated.NN.pth, or a Hugging Face folder"
@@ -65,8 +66,12 @@ def test_a_missing_flag_is_named_with_its_meaning() -> None:
 
 @pytest.mark.parametrize(
     ("command", "settings"),
-    [("complete", complete_settings()), ("reshard", settings_of(ReshardOptions)), ("run", job_settings())],
-    ids=["complete", "reshard", "run"],
+    [
+        *((command, run_settings(command)) for command in GENERATION_SECTIONS),
+        ("reshard", settings_of(ReshardOptions)),
+        ("run", job_settings()),
+    ],
+    ids=[*GENERATION_SECTIONS, "reshard", "run"],
 )
 def test_help_lists_every_flag_with_its_default(command: str, settings: dict[str, Setting]) -> None:
     lines = help_text(command, "usage", "summary", settings).splitlines()

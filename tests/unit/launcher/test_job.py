@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from launcher.job import read_job
+from launcher.options import ChatSection, ScoreSection
 from parallel import RefusedError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -76,7 +77,7 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
         ("modle.ckpt_dir=x", "'modle' is not a section of a job; did you mean 'model'?"),
         ("temperature", "'temperature' is not an override; wanted section.key=value"),
         ("name=a b", "name is \"a b\"; wanted 1 to 64 letters, digits, '.', '_' and '-'"),
-        ("command=chat", 'command is "chat"; wanted complete'),
+        ("command=plan", 'command is "plan"; wanted complete, chat, infill, score'),
     ],
 )
 def test_a_bad_override_is_refused(tmp_path: Path, override: str, message: str) -> None:
@@ -92,3 +93,14 @@ def test_the_job_file_of_the_demo_is_valid() -> None:
     job = read_job(ROOT / "configs" / "demo.yaml")
     assert job.options.parallel.nproc_per_node == 2
     assert Path(job.options.model.ckpt_dir) == ROOT / "configs" / "demo"
+
+
+def test_the_command_of_a_job_decides_which_keys_it_has(tmp_path: Path) -> None:
+    chat = "command: chat\nmodel: {ckpt_dir: demo}\ngeneration: {dialogs: '@talk.jsonl', system: Be brief}\n"
+    options = read_job(write(tmp_path, chat)).options
+    assert isinstance(options.generation, ChatSection)
+    assert options.generation.dialogs == [f"@{tmp_path}/talk.jsonl"]
+    assert "'dialogs' is not a key of generation" in refusal(write(tmp_path, chat.replace("chat", "complete")))
+    overridden = read_job(write(tmp_path, "model: {ckpt_dir: demo}\n"), ["generation.text=Once", "command=score"])
+    assert isinstance(overridden.options.generation, ScoreSection)
+    assert overridden.options.generation.text == "Once"

@@ -2,13 +2,14 @@
 
 import copy
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from model.chat import ChatFormat, Llama2Chat, Llama3Chat, Message, chat_format
+from model.chat import ChatFormat, Llama2Chat, Llama3Chat, Message, chat_format, fit_dialog
 from model.tokenizers.base import Tokenizer
 from model.tokenizers.opening import open_tokenizer
 from parallel.errors import RefusedError
@@ -119,6 +120,13 @@ def test_a_message_that_lacks_a_part_is_refused_with_its_place(
             chat.check([says("user", "hello"), message], 0)
 
 
+def test_a_message_with_half_a_surrogate_pair_is_refused_with_its_place(llama2: ChatFormat, llama3: ChatFormat) -> None:
+    dialog = [says("user", "hello"), says("assistant", "caf\udce9"), says("user", "hello")]
+    for chat in (llama2, llama3):
+        with pytest.raises(RefusedError, match="dialog 3, message 1: the text has half a surrogate pair at byte 3"):
+            chat.check(dialog, 3)
+
+
 @pytest.mark.parametrize("tag", ["[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"])
 def test_a_message_that_holds_a_tag_of_the_format_is_unsafe_in_any_role(llama2: ChatFormat, tag: str) -> None:
     assert llama2.is_unsafe([says("user", f"a {tag} b")])
@@ -227,3 +235,71 @@ def test_llama_3_refuses_unknown_roles_and_a_dialog_that_leaves_nothing_to_answe
     sentence = f"dialog 3 has the roles {', '.join(map(str, roles))}; wanted system, user, assistant and ipython"
     with pytest.raises(RefusedError, match=re.escape(sentence)):
         llama3.check([says(role, "text") for role in roles], 3)
+
+
+class Letters(ChatFormat):
+    """A format of no family: a token for each letter, one more for each message, and one for the answer to come."""
+
+    def __init__(self) -> None:
+        pass
+
+    def encode(self, dialog: Sequence[Message]) -> list[int]:
+        return [*(ord(letter) for message in dialog for letter in message["content"] + "."), 0]
+
+    def _wanted_instead(self, roles: list[object]) -> str | None:  # noqa: ARG002  # any will do
+        return None
+
+
+def turns(*contents: str, system: str | None = None) -> list[Message]:
+    """Question, answer, question, ... behind a system message, where there is one."""
+    said = [says(("user", "assistant")[place % 2], content) for place, content in enumerate(contents)]
+    return said if system is None else [says("system", system), *said]
+
+
+@pytest.mark.parametrize("system", [None, "sys"])
+def test_a_dialog_that_leaves_room_enough_stays_whole(system: str | None) -> None:
+    dialog = turns("one", "two", "three", system=system)
+    tokens = Letters().encode(dialog)
+    fitted = fit_dialog(Letters(), dialog, len(tokens) + 5, 5)
+    assert (fitted.dialog, fitted.tokens, fitted.forgotten) == (dialog, tokens, 0)
+
+
+@pytest.mark.parametrize("system", [None, "sys"])
+def test_the_oldest_exchanges_go_one_by_one_and_the_system_message_and_the_question_stay(system: str | None) -> None:
+    dialog = turns("one", "two", "three", "four", "five", "six", "seven", system=system)
+    before, kept = copy.deepcopy(dialog), dialog[:1] if system else []
+    for forgotten, first in ((2, "three"), (4, "five"), (6, "seven")):
+        rest = dialog[next(place for place, message in enumerate(dialog) if message["content"] == first) :]
+        tokens = Letters().encode([*kept, *rest])
+        limit = len(tokens) + 5
+        fitted = fit_dialog(Letters(), dialog, limit, 5)
+        assert (fitted.dialog, fitted.tokens, fitted.forgotten) == ([*kept, *rest], tokens, forgotten)
+    assert dialog == before
+
+
+def test_a_question_alone_may_leave_less_room_than_wanted_but_must_leave_some() -> None:
+    dialog = turns("one", "two", "three", system="sys")
+    tokens = Letters().encode([dialog[0], dialog[-1]])
+    fitted = fit_dialog(Letters(), dialog, len(tokens) + 1, 5)
+    assert (fitted.tokens, fitted.forgotten) == (tokens, 2)
+    sentence = (
+        f"the message and the system message take {len(tokens)} tokens, which leaves no room for an answer in "
+        f"{len(tokens)} (max_seq_len); shorten them, or raise --max_seq_len"
+    )
+    with pytest.raises(RefusedError, match=re.escape(sentence)):
+        fit_dialog(Letters(), dialog, len(tokens), 5)
+    with pytest.raises(RefusedError, match="the message takes 7 tokens"):
+        fit_dialog(Letters(), turns("three"), 7, 1)
+
+
+def test_a_cut_dialog_is_one_that_its_format_accepts(llama2: ChatFormat, llama3: ChatFormat) -> None:
+    dialog = turns(*("the sea and the hills " * 3 for _ in range(21)), system="be brief")
+    for chat in (llama2, llama3):
+        whole = len(chat.encode(dialog))
+        for limit in range(whole // 4, whole, whole // 8):
+            fitted = fit_dialog(chat, dialog, limit, 10)
+            chat.check(fitted.dialog, 0)
+            assert fitted.dialog[0] == dialog[0]
+            assert fitted.tokens == chat.encode(fitted.dialog)
+            assert len(fitted.tokens) + 10 <= limit
+            assert fitted.forgotten == len(dialog) - len(fitted.dialog) > 0

@@ -1,18 +1,22 @@
 """Text from a stream of tokens, of every kind of tokenizer: all pieces together are the text of all tokens."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from model.tokenizers.base import TextStream, Tokenizer
+from model.tokenizers.opening import open_tokenizer
 from tests.unit.model.tokenizers import tiny
+from tests.unit.model.tokenizers.byte_tokens import ByteTokenizer
 
 quick = settings(
     max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+PUBLISHED = Path(__file__).resolve().parents[5] / "shared" / "models"
 # SentencePiece's byte tokens <0x00>..<0xFF> stand behind unk, bos and eos.
 FIRST_BYTE = 3
 PARTS_OF_CHARACTERS = st.lists(
@@ -90,6 +94,43 @@ def test_streamed_text_behind_a_context_is_what_the_whole_text_goes_on_with(
     ids = [tokens.pick(*one) for one in drawn]
     whole = each.decode([*context, *ids])
     assert each.decode(context) + "".join(streamed(each, ids, context)) == whole
+
+
+BYTES = ByteTokenizer()
+# Single bytes are as frequent as pieces of several, and as the silent tokens.
+BYTE_TOKENS = st.lists(
+    st.one_of(st.integers(0, 127), st.integers(128, 255), st.integers(256, BYTES.n_words - 1)), max_size=30
+)
+
+
+@settings(max_examples=400, deadline=None, database=None)
+@given(BYTE_TOKENS, BYTE_TOKENS)
+def test_streamed_text_of_tokens_of_any_bytes_is_their_text(before: list[int], ids: list[int]) -> None:
+    assert "".join(streamed(BYTES, ids)) == BYTES.decode(ids)
+    context = [*before, ord("x")]
+    assert BYTES.decode(context) + "".join(streamed(BYTES, ids, context)) == BYTES.decode([*context, *ids])
+
+
+@pytest.fixture(scope="module", params=["stories260K", "stories15M"])
+def published(request: pytest.FixtureRequest) -> Tokenizer:
+    path = PUBLISHED / request.param / "tokenizer.model"
+    if not path.exists():
+        pytest.skip("needs the models beside the repository")
+    return open_tokenizer(path)
+
+
+@settings(max_examples=200, deadline=None, database=None)
+@given(st.data(), st.text(st.sampled_from(" aé€😀\n"), max_size=4))
+def test_streamed_text_of_any_tokens_of_a_published_model_is_their_text(
+    published: Tokenizer, data: st.DataObject, before: str
+) -> None:
+    # Control tokens and bytes come first of all, and are as frequent as the words.
+    some = st.one_of(st.integers(0, FIRST_BYTE + 255), st.integers(0, published.n_words - 1))
+    ids = data.draw(st.lists(some, max_size=30))
+    assert "".join(streamed(published, ids)) == published.decode(ids)
+    context = published.encode(before, bos=True, eos=False)
+    whole = published.decode([*context, *ids])
+    assert published.decode(context) + "".join(streamed(published, ids, context)) == whole
 
 
 def test_a_character_of_four_bytes_comes_with_its_last_byte(each: Tokenizer, tokens: Tokens) -> None:
