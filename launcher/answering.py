@@ -19,11 +19,6 @@ from parallel import World
 log = logging.getLogger("shardrun")
 
 
-def answer_all(llama: Llama, options: RunOptions, ready: Ready) -> None:
-    """`answer_requests` with a model that is loaded already. Collective."""
-    answer_requests(llama.world, options, ready, lambda: llama)
-
-
 def answer_requests(world: World, options: RunOptions, ready: Ready, load: Callable[[], Llama]) -> None:
     """Answer every request; rank 0 prints or writes. The model is loaded only where it is needed. Collective."""
     section = options.generation

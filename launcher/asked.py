@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.schema import FileName
 from model.checkpoint.files import open_regular
 from parallel.errors import RefusedError
 
@@ -70,7 +71,7 @@ def read_dialogs(given: Sequence[object]) -> list[Asked]:
 def named_file(given: Sequence[object]) -> Path | None:
     """The file of `@FILE`; None where the things themselves were given."""
     first = given[0] if len(given) == 1 else None
-    return Path(first[1:]) if isinstance(first, str) and first.startswith("@") else None
+    return Path(first[1:]) if isinstance(first, FileName) else None
 
 
 def read_text(path: Path, flag: str) -> str:

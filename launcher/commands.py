@@ -10,6 +10,7 @@ from pathlib import Path
 import fire
 from fire.decorators import SetParseFn
 
+from launcher.answer_file import check_output
 from launcher.console import leave_stdout, log_to_stderr, make_log_dir, print_result
 from launcher.converting import convert_command
 from launcher.flags import help_text, job_settings, run_options, run_settings
@@ -164,6 +165,8 @@ def _run(options: RunOptions, arguments: Arguments, env: Environment) -> int:
                 "leave the flag out under torchrun"
             )
         return _as_rank(options, env)
+    if options.generation.output is not None:
+        check_output(Path(options.generation.output), options.generation.resume)
     if ranks is None or ranks == 1:
         return _as_rank(options, env)
     preflight(options, ranks)

@@ -85,14 +85,14 @@ class GenerationSection:
     output: str | None = setting("file for the answers, one JSON object a line, instead of stdout", default=None)
     resume: bool = setting("go on with an --output that was interrupted", default=False)
     bad_lines: Literal["refuse", "skip"] = setting(
-        "a line of @FILE that cannot be run is refused before the start, or reported and skipped", default="refuse"
+        "a prompt that cannot be run is refused before the start, or reported and skipped", default="refuse"
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompleteSection(GenerationSection):
     prompts: list[str] = setting(
-        'JSON list of texts, or @FILE.txt (one a line), or @FILE.jsonl ({"prompt": ...} a line)'
+        'JSON list of texts, or @FILE.txt (one a line), or @FILE.jsonl ({"prompt": ...} a line)', file=True
     )
 
 
@@ -102,13 +102,14 @@ class ChatSection(GenerationSection):
         'JSON list of dialogs ([[{"role": "user", "content": ...}], ...]), or @FILE.json, or @FILE.jsonl (a dialog '
         "a line); default: a chat at the terminal",
         default=None,
+        file=True,
     )
     system: str | None = setting("what a chat at the terminal tells the model first", default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InfillSection(GenerationSection):
-    prompts: list[str] = setting("as for complete, each with <FILL_ME> where the model is to fill in")
+    prompts: list[str] = setting("as for complete, each with <FILL_ME> where the model is to fill in", file=True)
     suffix_first: bool = setting("show the model the suffix before the prefix", default=False)
 
 
@@ -196,7 +197,7 @@ class InspectOptions:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyOptions:
     mp: list[int] = setting("MP sizes to run, as 1,2,4; the others are compared with the first")
-    prompts: list[str] | None = setting("as for complete (default: a few short texts)", default=None)
+    prompts: list[str] | None = setting("as for complete (default: a few short texts)", default=None, file=True)
     tokenizer_path: str | None = setting(
         "tokenizer.model or tokenizer.json (default: in CKPT_DIR, else in its parent)", default=None
     )

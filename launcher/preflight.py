@@ -7,7 +7,7 @@ from launcher.conversation import conversation_of
 from launcher.options import ChatSection, InfillSection, RunOptions, ScoreSection
 from launcher.requests import Request, requests_of
 from model.exact.blocks import check_exact
-from model.generation.settings import How, Settings
+from model.generation.settings import How, Settings, check_eos_ids
 from model.generation.stopping import check_stops
 from model.generation.windows import choose_stride
 from model.infill import check_can_infill, infill_context, infill_stop_ids
@@ -55,9 +55,7 @@ def preflight(options: RunOptions, ranks: int) -> Ready:
             "with --tokenizer_path"
         )
     tokenizer, params = found.tokenizer, found.checkpoint.params
-    for token in section.eos_ids or []:
-        if token >= params.vocab_size:
-            raise RefusedError(f"--eos_ids holds {token}; wanted token ids of 0 to {params.vocab_size - 1}")
+    check_eos_ids(section.eos_ids or [], params.vocab_size)
     usual, context = tokenizer.stop_ids, list[int]()
     if isinstance(section, InfillSection):
         check_can_infill(params, tokenizer)
@@ -103,9 +101,12 @@ def _check_ranks(options: RunOptions, ranks: int) -> None:
 def _check_settings(options: RunOptions) -> None:
     """Refuse settings that do not go together."""
     section, limit = options.generation, options.model.max_batch_size
-    check_stops(section.stop or ())
+    if section.resume and not section.output:
+        raise RefusedError("--resume goes on with a file of answers; name it with --output")
     if isinstance(section, ScoreSection):
         choose_stride(section.stride, options.model.max_seq_len)
+        return
+    check_stops(section.stop or ())
     settings = Settings(
         max_gen_len=section.max_gen_len or 1,
         max_seq_len=options.model.max_seq_len,
@@ -121,5 +122,3 @@ def _check_settings(options: RunOptions) -> None:
     if section.stream and (settings.width > 1 or section.output):
         why = "--output writes whole answers" if section.output else f"there are {settings.width} sequences at a time"
         raise RefusedError(f"--stream cannot be, because {why}; leave it out")
-    if section.resume and not section.output:
-        raise RefusedError("--resume goes on with a file of answers; name it with --output")

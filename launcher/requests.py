@@ -146,5 +146,6 @@ def _text_to_score(section: ScoreSection, tokenizer: Tokenizer) -> Request:
         text = read_text(Path(text[1:]), "text")
     tokens = tokenizer.encode(text, bos=True, eos=False)
     if len(tokens) < 2:
-        raise RefusedError(f"--text is {text!r}; wanted a text of one token or more, to be scored behind the bos token")
+        given = f"{section.text}: holds {text!r}" if section.text.startswith("@") else f"is {text!r}"
+        raise RefusedError(f"--text {given}; wanted a text of one token or more, to be scored behind the bos token")
     return Request(index=0, asked={"prompt": text}, ids=_ids(tokens))

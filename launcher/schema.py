@@ -21,12 +21,19 @@ class Wanted(Exception):
     """A value does not fit. The text completes 'SETTING is VALUE; wanted ...'."""
 
 
+class FileName(str):
+    """`@FILE` in the place of a list, where the setting takes it; told apart from a list of one such text."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class _Limits:
     help: str
     low: float
     high: float
     above: bool
+    file: bool
 
 
 def setting(
@@ -36,9 +43,11 @@ def setting(
     low: float = -math.inf,
     high: float = math.inf,
     above: bool = False,
+    file: bool = False,
 ) -> Any:
-    """A dataclass field with its line of help and its limits; `above`: `low` itself is out."""
-    return dataclasses.field(default=default, metadata={"limits": _Limits(help, low, high, above)})
+    """A dataclass field with its line of help and its limits; `above`: `low` itself is out; `file`: @FILE may stand
+    for a list."""
+    return dataclasses.field(default=default, metadata={"limits": _Limits(help, low, high, above, file)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +74,8 @@ class Setting:
             return None
         converter = _CONVERTERS.get(_family(self.kind))
         assert converter is not None, f"no converter for {self.kind}"
+        if self.limits.file and isinstance(raw, str) and raw.startswith("@"):
+            return [FileName(raw)]
         value = converter(self, raw, typed)
         if isinstance(value, int | float) and not isinstance(value, bool):
             limits = self.limits
@@ -84,11 +95,13 @@ class Setting:
             "float": "a number",
             "bool": "true or false",
             "str": "a text",
-            "texts": 'a list of texts (JSON, as ["a", "b"]) or @FILE',
+            "texts": 'a list of texts (JSON, as ["a", "b"])',
             "numbers": "a list of whole numbers (as 1,2 or JSON)",
-            "list": "a list (JSON) or @FILE",
+            "list": "a list (JSON)",
         }
         low, high = self.limits.low, self.limits.high
+        if self.limits.file:
+            return f"{nouns[family]} or @FILE"
         if family not in ("int", "float") or (low, high) == (-math.inf, math.inf):
             return nouns[family]
         if high == math.inf:
@@ -188,8 +201,6 @@ def _to_list(setting: Setting, raw: object) -> list[Any]:
 
 
 def _to_texts(setting: Setting, raw: object, typed: bool) -> list[str]:
-    if isinstance(raw, str) and raw.startswith("@"):
-        return [raw]
     if typed and not isinstance(raw, list):
         raise Wanted(setting.wanted)
     values = _to_list(setting, raw)
@@ -210,8 +221,6 @@ def _to_numbers(setting: Setting, raw: object, typed: bool) -> list[int]:
 
 
 def _to_any_list(setting: Setting, raw: object, typed: bool) -> list[object]:
-    if isinstance(raw, str) and raw.startswith("@"):
-        return [raw]
     if typed and not isinstance(raw, list):
         raise Wanted(setting.wanted)
     return _to_list(setting, raw)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from launcher.asked import named_file
 from launcher.console import print_result, say
 from launcher.flags import convert_flags, run_options
 from launcher.options import VerifyOptions
@@ -90,7 +91,7 @@ def _look(ckpt_dir: str, options: VerifyOptions, mp: int) -> Ready:
 def _arguments_of(ckpt_dir: str, options: VerifyOptions, output: Path | None) -> list[str]:
     """What each rank of a size is started with."""
     prompts = PROMPTS if options.prompts is None else options.prompts
-    from_file = len(prompts) == 1 and prompts[0].startswith("@")
+    from_file = named_file(prompts) is not None
     flags = {
         "ckpt_dir": ckpt_dir,
         "prompts": prompts[0] if from_file else json.dumps(prompts),

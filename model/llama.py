@@ -15,7 +15,7 @@ from model.checkpoint.loading import Progress
 from model.checkpoint.reading import check_in_place
 from model.generation.generate import Generation
 from model.generation.scoring import Score, Scoring
-from model.generation.settings import Event, How, Settings, check_prompts
+from model.generation.settings import Event, How, Settings, check_eos_ids, check_prompts
 from model.generation.stopping import check_stops
 from model.looking import Found, look
 from model.placing import check_room
@@ -150,6 +150,7 @@ class Llama(TextMethods):
         check_prompts(prompt_tokens, self.model.params.vocab_size, self.max_seq_len)
         if eos_ids is None:
             eos_ids = [] if self.tokenizer is None else sorted(self.tokenizer.stop_ids)
+        check_eos_ids(eos_ids, self.model.params.vocab_size)
         how["stop"] = stop = check_stops(how.get("stop", ()))
         settings = Settings(
             max_gen_len=max(1, self.max_seq_len - 1) if max_gen_len is None else max_gen_len,

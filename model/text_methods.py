@@ -102,7 +102,7 @@ class TextMethods(ABC):
 
         With `num_return_sequences` a prompt's answers stand one after the other.
         """
-        ids = [self.encode_prompt(prompt, index) for index, prompt in enumerate(prompts)]
+        ids = self._encoded(prompts)
         tokens, values = self.generate(ids, self._length(max_gen_len), temperature, top_p, logprobs, echo, **how)
         found: list[CompletionPrediction] = []
         for row, new in enumerate(tokens):
@@ -125,7 +125,7 @@ class TextMethods(ABC):
         Never half a character, and never a part of a stop string. Every rank must iterate to the end.
         """
         tokenizer = self.text_tokenizer()
-        ids = [self.encode_prompt(prompt, index) for index, prompt in enumerate(prompts)]
+        ids = self._encoded(prompts)
         generation = self.start(ids, max_gen_len, temperature, top_p, **how)
         rows = len(ids) * generation.settings.num_return_sequences
         streams = [AnswerStream(tokenizer, generation.settings.stop) for _ in range(rows)]
@@ -218,6 +218,11 @@ class TextMethods(ABC):
             raise RefusedError(f"prompt {index} is {prompt!r}; wanted a text")
         with _naming(f"prompt {index}"):
             return self.text_tokenizer().encode(prompt, bos=True, eos=False)
+
+    def _encoded(self, prompts: Sequence[str]) -> list[list[int]]:
+        if isinstance(prompts, str):
+            raise RefusedError(f"prompts are one text, {prompts[:40]!r}; wanted a list of texts")
+        return [self.encode_prompt(prompt, index) for index, prompt in enumerate(prompts)]
 
     def _length(self, max_gen_len: int | None) -> int:
         return max(1, self.max_seq_len - 1) if max_gen_len is None else max_gen_len

@@ -80,7 +80,6 @@ def searched(folder: Path, prompts: Prompts, settings: Settings, mesh: Mesh | No
     tokenizer = open_tokenizer(folder / "tokenizer.model") if settings.stop else None
     generation = Generation(model, prompts, settings, range(len(prompts)), tokenizer)
     found = gathered(generation.events(), len(prompts) * settings.num_return_sequences)
-    # There are none where no prompt has room.
     for one, score in zip(found, generation.scores or [None] * len(found), strict=True):
         one.score = score
     return found

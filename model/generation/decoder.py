@@ -6,6 +6,7 @@ apart (docs/adr/0003-sample-once-and-broadcast.md); that they have not is looked
 Shapes: B rows (answers), T tokens, K rivals, D model width, V vocabulary.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Collection, Sequence
 
@@ -16,10 +17,11 @@ from model.generation.agreement import Agreement
 from model.generation.settings import Settings
 from model.transformer import Transformer
 from parallel import RankFailedError
-from parallel.collectives import broadcast
+from parallel.collectives import all_gather_first_dim, broadcast
+from parallel.errors import PeerFailedError
 
-# Rank 0 broadcasts this in the place of every decision when the logits are not finite.
-_SPOILT = -1
+# Rank 0 broadcasts these in the place of every decision: the logits are not finite, or it has failed itself.
+_SPOILT, _FAILED = -1, -2
 _LOGIT_ROWS = 128
 
 
@@ -131,15 +133,24 @@ class Decoder:
     def decide(self, logits_BV: Tensor, shape: tuple[int, ...], act: Callable[[], Tensor]) -> list[list[int]]:
         """What `act` says on rank 0 (whole numbers of 0 or more, of this shape), on every rank. Collective.
 
-        RankFailedError, on every rank, where the logits that it decides by are not finite.
+        RankFailedError, on every rank, where the logits that it decides by are not finite, and PeerFailedError on
+        the others where rank 0 fails.
         """
         decided = torch.empty(shape, dtype=torch.long, device=logits_BV.device)
         if self.model.mesh.rank == 0:
-            finite = bool(logits_BV.isfinite().all())
-            decided = act().to(decided).reshape(shape) if finite else torch.full_like(decided, _SPOILT)
+            try:
+                finite = bool(logits_BV.isfinite().all())
+                decided = act().to(decided).reshape(shape) if finite else torch.full_like(decided, _SPOILT)
+            except Exception:
+                # Nobody should wait for a decision that does not come.
+                with contextlib.suppress(RuntimeError):
+                    broadcast(torch.full_like(decided, _FAILED), self.model.mesh)
+                raise
         found: list[list[int]] = broadcast(decided.contiguous(), self.model.mesh).tolist()
         if found[0][0] == _SPOILT:
             raise self._spoilt(logits_BV, range(len(logits_BV)))
+        if found[0][0] == _FAILED:
+            raise PeerFailedError(f"rank 0 failed while it chose the tokens of step {self.step}; it knows why")
         return found
 
     def close(self) -> None:
@@ -165,14 +176,28 @@ class Decoder:
         return logits_BV
 
     def _spoilt(self, logits_BV: Tensor, rows: Sequence[int]) -> RankFailedError:
-        """What to say of logits that are not finite; `rows`: of which row each are."""
-        place, column = torch.nonzero(~torch.isfinite(logits_BV))[0].tolist()
-        rank = next(r for r, own in enumerate(self.model.vocabulary) if own.start <= column < own.stop)
-        return RankFailedError(
-            f"the logits of prompt {self.indices[rows[place]]} at step {self.step} are not finite "
-            f"({logits_BV[place, column].item()} from rank {rank}); "
-            "float16 overflows on some models: try --dtype bfloat16 or float32"
+        """What to say of logits that are not finite; `rows`: of which row each are. Collective: all have seen it."""
+        place = int((~logits_BV.isfinite()).any(-1).nonzero()[0])
+        shares = [logits_BV[place, own.start : own.stop] for own in self.model.vocabulary]
+        bad = [rank for rank, own in enumerate(shares) if not bool(own.isfinite().all())]
+        spoilt_weights = torch.tensor(
+            [not all(bool(weight.isfinite().all()) for weight in self.model.parameters())], device=self._device
         )
+        ranks = all_gather_first_dim(spoilt_weights.int(), self.model.mesh).nonzero().flatten().tolist()
+        hint = "float16 overflows on some models: try --dtype bfloat16 or float32"
+        if ranks:
+            where, hint = f"{_ranks(ranks)}, whose weights are not finite", "they were when loaded: start again"
+        else:
+            where = _ranks(bad) + (", so of a layer before the last" if len(bad) > 1 else "")
+        value = next(float(number) for number in logits_BV[place].tolist() if not math.isfinite(number))
+        return RankFailedError(
+            f"the logits of prompt {self.indices[rows[place]]} at step {self.step} are not finite ({value} from {where}); "
+            f"{hint}"
+        )
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
 
 
 def logprobs_of(logits_BV: Tensor, tokens: Sequence[int]) -> list[float]:

@@ -54,8 +54,11 @@ class Generation:
         copies = settings.num_return_sequences
         full = [row for row, room in enumerate(decoder.room) if room <= 0]
         yield from (Event(row * copies + copy, None, None, "length") for row in full for copy in range(copies))
-        if len(full) == len(decoder.room) and not settings.echo:
-            return
+        if len(full) == len(decoder.room):
+            # As a beam search rates an answer without a token.
+            self.scores += [0.0] * (len(full) * copies) if settings.search == "beams" else []
+            if not (settings.echo and settings.logprobs):
+                return
         logits_BV = decoder.prefill()
         if settings.echo and settings.logprobs:
             self.prompt_logprobs = decoder.prompt_logprobs()

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 from parallel.errors import RefusedError
 
@@ -57,10 +57,11 @@ class Settings:
     context: Sequence[int] = ()
 
     def __post_init__(self) -> None:
-        for name, (wanted, low, high) in _RANGES.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise RefusedError(f"{name} is {value}; wanted {wanted}")
+        for name, (wanted, kind, low, high) in _RANGES.items():
+            value: Any = getattr(self, name)
+            fits = isinstance(value, kind) and not isinstance(value, bool)
+            if not fits or not low <= value <= high:
+                raise RefusedError(f"{name} is {value!r}; wanted {wanted}")
         self._check_search()
 
     def _check_search(self) -> None:
@@ -111,19 +112,21 @@ class Settings:
         return max(self.num_beams, self.num_return_sequences)
 
 
-# Name to what is wanted, and the least and the most.
-_RANGES: dict[str, tuple[str, float, float]] = {
-    "max_gen_len": ("1 or more tokens", 1, math.inf),
-    "temperature": (f"a number of 0 (greedy) to {MAX_TEMPERATURE:g}", 0, MAX_TEMPERATURE),
-    "top_p": ("a number of 0 (the likeliest token) to 1 (no filter)", 0, 1),
-    "top_k": ("a whole number, 0 (no filter) or more", 0, math.inf),
-    "min_p": ("a number of 0 (no filter) to 1 (the likeliest token)", 0, 1),
-    "repetition_penalty": ("a number of 0.01 to 100 (1 does nothing)", 0.01, 100),
-    "length_penalty": ("a number of -10 to 10", -10, 10),
-    "num_beams": ("1 (no beam search) or more beams", 1, math.inf),
-    "num_return_sequences": ("1 or more answers to a prompt", 1, math.inf),
-    "penalty_alpha": ("a number of 0 (no contrastive search) to 1", 0, 1),
-    "top_logprobs": (f"a whole number of 0 to {MAX_TOP_LOGPROBS}", 0, MAX_TOP_LOGPROBS),
+_Kind = tuple[type, ...]
+_WHOLE, _NUMBER = (int,), (int, float)
+# Name to what is wanted, of which kind, and the least and the most.
+_RANGES: dict[str, tuple[str, _Kind, float, float]] = {
+    "max_gen_len": ("1 or more tokens", _WHOLE, 1, math.inf),
+    "temperature": (f"a number of 0 (greedy) to {MAX_TEMPERATURE:g}", _NUMBER, 0, MAX_TEMPERATURE),
+    "top_p": ("a number of 0 (the likeliest token) to 1 (no filter)", _NUMBER, 0, 1),
+    "top_k": ("a whole number, 0 (no filter) or more", _WHOLE, 0, math.inf),
+    "min_p": ("a number of 0 (no filter) to 1 (the likeliest token)", _NUMBER, 0, 1),
+    "repetition_penalty": ("a number of 0.01 to 100 (1 does nothing)", _NUMBER, 0.01, 100),
+    "length_penalty": ("a number of -10 to 10", _NUMBER, -10, 10),
+    "num_beams": ("1 (no beam search) or more beams", _WHOLE, 1, math.inf),
+    "num_return_sequences": ("1 or more answers to a prompt", _WHOLE, 1, math.inf),
+    "penalty_alpha": ("a number of 0 (no contrastive search) to 1", _NUMBER, 0, 1),
+    "top_logprobs": (f"a whole number of 0 to {MAX_TOP_LOGPROBS}", _WHOLE, 0, MAX_TOP_LOGPROBS),
 }
 
 
@@ -160,9 +163,13 @@ class Event:
 
 def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int, max_seq_len: int) -> None:
     """RefusedError names the first prompt that cannot be run, and why."""
+    if not _is_list(prompts):
+        raise RefusedError(f"prompts are {type(prompts).__name__}; wanted a list of lists of token ids")
     if not prompts:
         raise RefusedError("no prompts were given (an empty list); give one prompt or more")
     for index, prompt in enumerate(prompts):
+        if not _is_list(prompt):
+            raise RefusedError(f"prompt {index} is {prompt!r}; wanted a list of token ids")
         if not prompt:
             raise RefusedError(f"prompt {index} has no tokens; an empty text has one, the bos token")
         if len(prompt) > max_seq_len:
@@ -173,3 +180,16 @@ def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int, max_seq_len
         for token in prompt:
             if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocab_size:
                 raise RefusedError(f"prompt {index} holds {token!r}; wanted token ids of 0 to {vocab_size - 1}")
+
+
+def check_eos_ids(eos_ids: Sequence[int], vocab_size: int) -> None:
+    """RefusedError names what is no token."""
+    if not _is_list(eos_ids):
+        raise RefusedError(f"eos_ids is {eos_ids!r}; wanted a list of token ids")
+    for token in eos_ids:
+        if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocab_size:
+            raise RefusedError(f"eos_ids holds {token!r}; wanted token ids of 0 to {vocab_size - 1}")
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)

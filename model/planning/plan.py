@@ -1,8 +1,8 @@
 """What a run will take of each rank before anything is loaded, from sizes and headers alone. No torch.
 
 Weights are the exact bytes of a rank's slices, and the cache is that of `cache.py` for as many tokens as
-`generate.py` makes room for. Temporaries follow the model in `workspace.py`. The worst case is planned: a batch of
-prompts that all fill `max_seq_len`, then decoding with random sampling.
+`generation/decoder.py` makes room for. Temporaries follow the model in `workspace.py`. The worst case is planned: a
+batch of prompts that all fill `max_seq_len`, then decoding with random sampling.
 """
 
 from collections import Counter
@@ -52,7 +52,7 @@ class Workload:
 
     @property
     def cache_tokens(self) -> int:
-        """Places of a row: one more than its tokens (generate.py, Generation.cache_tokens)."""
+        """Places of a row: one more than its tokens (generation/decoder.py, Decoder.cache_tokens)."""
         return self.max_seq_len + 1
 
     @property

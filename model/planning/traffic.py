@@ -1,7 +1,7 @@
 """What the ranks send each other for one step of decoding, and about how long that takes. Arithmetic only; no torch.
 
-Counts follow `transformer.py`, `parallel/embedding.py` and `generate.py`. The time is that of a stated, simple
-model: starting a collective, some steps around a ring of ranks, and its bytes over one link. It leaves out the
+Counts follow `transformer.py`, `parallel/embedding.py` and `generation/decoder.py`. The time is that of a stated,
+simple model: starting a collective, some steps around a ring of ranks, and its bytes over one link. It leaves out the
 waiting for slower ranks.
 """
 

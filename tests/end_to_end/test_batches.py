@@ -146,6 +146,7 @@ def test_a_whole_file_is_left_as_it_is(case: Path) -> None:
     outcome = run(flags("out.jsonl", "--resume"), case, env=PATIENT)
     assert_done(outcome, ["out.jsonl holds all of 3 answers already"])
     assert outcome.out == ""
+    assert "loaded " not in outcome.err
     assert snapshot(case) == before
 
 
@@ -172,7 +173,6 @@ def _nothing(_case: Path) -> None:
 
 REFUSED = {
     "holds_something": (_holds_something, flags("out.jsonl"), ["--output out.jsonl", "holds something", "--resume"]),
-    "is_no_answer": (_holds_something, flags("out.jsonl", "--resume"), ["--output out.jsonl", "line 1 is no answer"]),
     "a_folder": (_folder, flags("out.jsonl"), ["--output out.jsonl", "is a folder"]),
     "a_folder_that_is_not_there": (_nothing, flags("no/out.jsonl"), ["--output no/out.jsonl", "folder no does not"]),
     "resume_without_output": (_nothing, complete(DEMO, "--resume"), ["--resume", "--output"]),
@@ -186,7 +186,21 @@ def test_an_output_that_cannot_be_is_refused_and_left_as_it_is(
     write_prompts(case, 3)
     make(case)
     before = snapshot(case)
-    assert_refused(run(arguments, case), says, WHILE_LOADING_S)
+    assert_refused(run(arguments, case), says)
+    assert snapshot(case) == before
+    if "--nproc_per_node" in arguments:
+        in_two_ranks = [*arguments[: arguments.index("--nproc_per_node")], "--nproc_per_node", "2"]
+        assert_refused(run(in_two_ranks, case), says)
+        assert snapshot(case) == before
+
+
+def test_a_file_that_is_not_of_answers_is_refused_before_the_model_is_loaded(case: Path) -> None:
+    write_prompts(case, 3)
+    _holds_something(case)
+    before = snapshot(case)
+    outcome = run(flags("out.jsonl", "--resume"), case)
+    assert_refused(outcome, ["--output out.jsonl", "line 1 is no answer"], WHILE_LOADING_S)
+    assert "loaded " not in outcome.err
     assert snapshot(case) == before
 
 

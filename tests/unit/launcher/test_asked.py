@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from launcher.asked import Asked, read_dialogs, read_prompts, read_text
+from launcher.schema import FileName
 from parallel import RefusedError
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -12,7 +13,7 @@ HELLO = [{"role": "user", "content": "Hello"}]
 
 def lines_of(path: Path, content: bytes) -> list[Asked]:
     path.write_bytes(content)
-    return read_prompts([f"@{path}"])
+    return read_prompts([FileName(f"@{path}")])
 
 
 def test_prompts_of_a_list_are_named_by_their_number() -> None:
@@ -77,10 +78,10 @@ def test_dialogs_come_from_a_json_file_or_from_lines_of_several_kinds(tmp_path: 
     message = '[{"role": "user", "content": "Hello"}]'
     (tmp_path / "d.json").write_text(f"[{message}, {message}]")
     (tmp_path / "d.jsonl").write_text(f'{message}\n{{"messages": {message}}}\n{{"dialog": {message}}}\n{{"a": 1}}\n')
-    assert [(asked.name, asked.value) for asked in read_dialogs([f"@{tmp_path}/d.json"])] == [
+    assert [(asked.name, asked.value) for asked in read_dialogs([FileName(f"@{tmp_path}/d.json")])] == [
         (f"{tmp_path}/d.json (dialog {index})", HELLO) for index in range(2)
     ]
-    *good, bad = read_dialogs([f"@{tmp_path}/d.jsonl"])
+    *good, bad = read_dialogs([FileName(f"@{tmp_path}/d.jsonl")])
     assert [(asked.name, asked.value) for asked in good] == [
         (f"{tmp_path}/d.jsonl:{index + 1} (dialog {index})", HELLO) for index in range(3)
     ]
@@ -99,7 +100,7 @@ def test_a_file_of_dialogs_that_is_none_is_refused(content: bytes, message: str,
     path = tmp_path / "d.json"
     path.write_bytes(content)
     with pytest.raises(RefusedError) as refused:
-        read_dialogs([f"@{path}"])
+        read_dialogs([FileName(f"@{path}")])
     assert str(refused.value) == message.replace("{path}", str(path))
 
 
