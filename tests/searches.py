@@ -93,6 +93,28 @@ def room_of(prompt: Sequence[int], settings: Settings) -> int:
     return min(settings.max_gen_len, settings.max_seq_len - len(prompt))
 
 
+def greedy_by_transformers(
+    model: "LlamaForCausalLM", prompt: Sequence[int], settings: Settings
+) -> tuple[list[int], list[float]]:
+    """New tokens of a prompt alone, without the end token, and the log-probability of each under the model itself."""
+    ids = torch.tensor([prompt])
+    out = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=room_of(prompt, settings),
+        do_sample=False,
+        repetition_penalty=settings.repetition_penalty,
+        eos_token_id=sorted(settings.eos_ids) or None,
+        pad_token_id=0,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    tokens = out.sequences[0, len(prompt) :].tolist()
+    known = [float(logits[0].log_softmax(-1)[token]) for logits, token in zip(out.logits, tokens, strict=True)]
+    ended = tokens[-1] in settings.eos_ids
+    return (tokens[:-1], known[:-1]) if ended else (tokens, known)
+
+
 def transformers_beams(
     model: "LlamaForCausalLM",
     prompt: Sequence[int],

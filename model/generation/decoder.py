@@ -191,8 +191,8 @@ class Decoder:
             where = _ranks(bad) + (", so of a layer before the last" if len(bad) > 1 else "")
         value = next(float(number) for number in logits_BV[place].tolist() if not math.isfinite(number))
         return RankFailedError(
-            f"the logits of prompt {self.indices[rows[place]]} at step {self.step} are not finite ({value} from {where}); "
-            f"{hint}"
+            f"the logits of prompt {self.indices[rows[place]]} at step {self.step} are not finite ({value} from "
+            f"{where}); {hint}"
         )
 
 

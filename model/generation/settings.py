@@ -131,7 +131,10 @@ _RANGES: dict[str, tuple[str, _Kind, float, float]] = {
 
 
 class How(TypedDict, total=False):
-    """What may be said of a generation beside Meta's arguments; see `Settings` for what each does."""
+    """What may be said of a generation beside Meta's arguments; see `Settings` for what each does.
+
+    `top_logprobs` is for those who read the events of `Llama.start`: predictions have no place for them.
+    """
 
     top_k: int
     min_p: float

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from functools import cache
 
 import pytest
-import torch
 
 from model.generation.settings import Settings
 from tests.distributed.threads import run_as_threads
 from tests.golden.conftest import END_OF_STORY, MODELS, llama_of
 from tests.golden.test_one_process import as_hugging_face
-from tests.searches import searched
+from tests.searches import greedy_by_transformers, searched
 
 TEXTS = ("", "Once upon a time", "Lily saw a big")
 TOKENS = 60
@@ -24,27 +23,20 @@ def prompts_of(name: str) -> list[list[int]]:
 
 
 @cache
-def greedy_by_transformers(name: str, prompt: tuple[int, ...], penalty: float) -> tuple[list[int], list[float]]:
-    """New tokens without the end token, and the log-probability of each under the model itself."""
-    ids = torch.tensor([prompt])
-    out = hugging_face(name).generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=TOKENS,
-        do_sample=False,
+def greedy(name: str, prompt: tuple[int, ...], penalty: float) -> tuple[list[int], list[float]]:
+    settings = Settings(
+        max_gen_len=TOKENS,
+        max_seq_len=256,
+        temperature=0,
         repetition_penalty=penalty,
-        eos_token_id=END_OF_STORY,
-        pad_token_id=0,
-        return_dict_in_generate=True,
-        output_logits=True,
+        eos_ids=frozenset({END_OF_STORY}),
     )
-    tokens = out.sequences[0, len(prompt) :].tolist()
-    known = [float(logits[0].log_softmax(-1)[token]) for logits, token in zip(out.logits, tokens, strict=True)]
-    ended = tokens[-1] == END_OF_STORY
-    return (tokens[:-1], known[:-1]) if ended else (tokens, known)
+    return greedy_by_transformers(hugging_face(name), prompt, settings)
 
 
-@pytest.mark.parametrize(("name", "mp"), [("stories260K", 1), ("stories260K", 4), ("stories15M", 1), ("stories15M", 2)])
+@pytest.mark.parametrize(
+    ("name", "mp"), [("stories260K", 1), ("stories260K", 2), ("stories260K", 4), ("stories15M", 1), ("stories15M", 2)]
+)
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
 def test_greedy_tokens_and_logprobs_with_and_without_a_repetition_penalty_are_transformers(
     name: str, mp: int, penalty: float
@@ -60,7 +52,7 @@ def test_greedy_tokens_and_logprobs_with_and_without_a_repetition_penalty_are_tr
     )
     for answers in run_as_threads(mp, lambda mesh: searched(MODELS / name, prompts, settings, mesh)):
         for prompt, answer in zip(prompts, answers, strict=True):
-            tokens, known = greedy_by_transformers(name, tuple(prompt), penalty)
+            tokens, known = greedy(name, tuple(prompt), penalty)
             assert answer.tokens == tokens
             assert answer.logprobs == pytest.approx(known, abs=NEAR)
 
@@ -96,7 +88,5 @@ def test_several_draws_of_a_prompt_differ_and_are_the_same_at_any_mp() -> None:
 def test_what_leaves_one_token_is_greedy_decoding(how: dict[str, float]) -> None:
     asked = {"max_gen_len": 20, "max_seq_len": 256, "temperature": 1.5, **how}
     (tokens,) = drawn("stories260K", 2, Settings(**asked))[:1]  # type: ignore[arg-type]
-    expected = [
-        greedy_by_transformers("stories260K", tuple(prompt), 1.0)[0][:20] for prompt in prompts_of("stories260K")
-    ]
+    expected = [greedy("stories260K", tuple(prompt), 1.0)[0][:20] for prompt in prompts_of("stories260K")]
     assert tokens == expected
