@@ -188,10 +188,10 @@ def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int, max_seq_len
 def check_eos_ids(eos_ids: Sequence[int], vocab_size: int) -> None:
     """RefusedError names what is no token."""
     if not _is_list(eos_ids):
-        raise RefusedError(f"eos_ids is {eos_ids!r}; wanted a list of token ids")
+        raise RefusedError(f"eos_ids (--eos_ids) is {eos_ids!r}; wanted a list of token ids")
     for token in eos_ids:
         if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocab_size:
-            raise RefusedError(f"eos_ids holds {token!r}; wanted token ids of 0 to {vocab_size - 1}")
+            raise RefusedError(f"eos_ids (--eos_ids) holds {token!r}; wanted token ids of 0 to {vocab_size - 1}")
 
 
 def _is_list(value: object) -> bool:

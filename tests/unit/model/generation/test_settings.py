@@ -69,7 +69,7 @@ def test_prompts_that_are_no_lists_of_ids_are_refused(prompts: Any, message: str
 
 
 @pytest.mark.parametrize(
-    ("eos_ids", "message"), [(2, "eos_ids is 2; wanted a list"), ([9], "eos_ids holds 9; wanted token ids of 0 to 8")]
+    ("eos_ids", "message"), [(2, "is 2; wanted a list"), ([9], "holds 9; wanted token ids of 0 to 8")]
 )
 def test_end_tokens_that_are_none_are_refused(eos_ids: Any, message: str) -> None:
     with pytest.raises(RefusedError, match=message):
