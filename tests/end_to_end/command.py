@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import resource
 import signal
 import stat
 import subprocess
@@ -62,6 +63,7 @@ class Running:
         logs = folder.parent / f"{folder.name}-{id(self)}"
         self._out, self._err = logs.with_suffix(".out"), logs.with_suffix(".err")
         clean = {name: value for name, value in os.environ.items() if not _LAUNCH_VARIABLES.fullmatch(name)}
+        self._inherited_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         self.started = time.monotonic()
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
@@ -132,6 +134,13 @@ class Running:
             assert time.monotonic() < deadline, f"no output within {limit_s} s:\n{self.err}"
             time.sleep(0.01)
 
+    def _peak_bytes(self, counted: int) -> int:
+        """The most memory that the command held; 0 where all that can be said is that it was less than ours here.
+
+        Linux counts for a child what its parent held when it was started.
+        """
+        return counted if counted > self._inherited_bytes else 0
+
     def end(self, limit_s: float = _GIVEN_UP_S, grace_s: float = 0.5) -> Outcome:
         """Wait for the end. `grace_s`: how long what it started may outlive it."""
         deadline = time.monotonic() + limit_s
@@ -149,7 +158,7 @@ class Running:
             out=self.out,
             err=self.err,
             seconds=seconds,
-            peak_bytes=usage.ru_maxrss * 1024,
+            peak_bytes=self._peak_bytes(usage.ru_maxrss * 1024),
             left=left,
         )
 
