@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 examples/chat_completion.py --ckpt_dir DIR
 
-with as many ranks as DIR has shards (`shardrun reshard` cuts it anew); for one shard, plain `python` does.
+with any number of ranks; for one, plain `python` does.
 DIR wants a chat model, such as Llama 2 7B chat: a model that was never taught the format rambles.
 """
 

@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 examples/text_completion.py --ckpt_dir DIR
 
-with as many ranks as DIR has shards (`shardrun reshard` cuts it anew); for one shard, plain `python` does.
+with any number of ranks; for one, plain `python` does.
 Every rank calls the model, with the same arguments; the first one prints.
 """
 

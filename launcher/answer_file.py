@@ -87,7 +87,9 @@ class AnswerFile:
             os.ftruncate(self._file, size)
             self._size = size
         os.lseek(self._file, size, os.SEEK_SET)
-        log.warning("note: %s holds %s of %d answers already", self.path, done if done < requests else "all", requests)
+        known = "" if done < requests else "; with what settings is no longer known"
+        held = done if done < requests else "all"
+        log.warning("note: %s holds %s of %d answers already%s", self.path, held, requests, known)
         return done
 
     def write(self, lines: str) -> None:
@@ -100,6 +102,11 @@ class AnswerFile:
                 data = data[os.write(self._file, data) :]
             if self._keeps:
                 os.fsync(self._file)
+                if os.fstat(self._file).st_nlink == 0:
+                    raise RefusedError(
+                        f"--output {self.path}: was removed while it was being written; start again, or give another "
+                        "name"
+                    )
         except OSError as error:
             raise RefusedError(
                 f"--output {self.path}: the answers cannot be written: {error.strerror}; mend that and go on with "

@@ -43,11 +43,12 @@ def _answer_batches(llama: Llama, options: RunOptions, ready: Ready, output: Out
     progress = _Progress(len(left), enabled=llama.world.env.rank == 0)
     width = max(options.generation.num_beams, options.generation.num_return_sequences)
     for batch in batches_of(ready.requests, max(1, options.model.max_batch_size // width), output.first):
-        for answers in _answer(llama, options, ready, batch):
-            # A batch is run as a whole, though an earlier run may have written some of its answers.
-            if answers[0].request.index >= output.first:
-                output.hold(answers)
-                progress(answers)
+        groups = list(_answer(llama, options, ready, batch))
+        # A batch is run as a whole, though an earlier run may have written some of its answers.
+        wanted = [answers for answers in groups if answers[0].request.index >= output.first]
+        for answers in wanted:
+            output.hold(answers)
+        progress(wanted)
         llama.check()
         output.release()
     progress.end()
@@ -60,9 +61,9 @@ class _Progress:
         self.total, self.done, self.tokens, self.enabled = total, 0, 0, enabled
         self.line = ProgressLine("generating", "prompts", enabled=enabled)
 
-    def __call__(self, answers: Sequence[Answer]) -> None:
-        self.done += 1
-        self.tokens += sum(len(answer.tokens) for answer in answers)
+    def __call__(self, groups: Sequence[Sequence[Answer]]) -> None:
+        self.done += len(groups)
+        self.tokens += sum(len(answer.tokens) for answers in groups for answer in answers)
         self.line(self.done, self.total, f"{self.tokens / self._passed_s:.0f} tokens/s")
 
     def end(self) -> None:

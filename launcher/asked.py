@@ -81,7 +81,7 @@ def read_text(path: Path, flag: str) -> str:
         return data.decode("utf-8").removeprefix(_BOM)
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise RefusedError(f"{path}:{line}: {_not_utf8(error.start)}") from None
+        raise RefusedError(f"--{flag} @{path}:{line}: {_not_utf8(error.start)}") from None
 
 
 def _read(path: Path, flag: str) -> bytes:

@@ -20,6 +20,8 @@ def say(text: str) -> None:
 
 def print_result(text: str) -> None:
     """Results, at once, in UTF-8 whatever the locale. RefusedError where they cannot be written."""
+    if sys.stdout is None:
+        raise RefusedError("stdout is closed, and results are printed there; give it a file or a pipe, or use --output")
     try:
         sys.stdout.buffer.write(text.encode("utf-8", "replace"))
         sys.stdout.buffer.flush()

@@ -9,6 +9,7 @@
 Paths in a file are relative to the file's folder; those in overrides on the command line to the current one.
 """
 
+import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from typing import Any
 from launcher.options import GENERATION_SECTIONS, RunOptions, sections_of
 from launcher.schema import Setting, Wanted, nearest, settings_of
 from launcher.yaml_file import Located, Place, parse_scalar, read_yaml
-from parallel.errors import RefusedError
+from parallel.errors import RefusedError, one_of
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PATHS = frozenset({"ckpt_dir", "tokenizer_path", "log_dir", "output"})
@@ -55,6 +56,8 @@ def read_job(path: Path, overrides: Sequence[str] = (), flags: Mapping[str, str]
         _override(given, text, known)
     name = _top(given, "name", path.stem, errors)
     command = _top(given, "command", "complete", errors)
+    if errors and command not in GENERATION_SECTIONS:
+        raise RefusedError("\n".join(errors))  # which keys there are is not known
     known = sections_of(_known_command(given))
     sections = {key: _section(key, kind, given.get(key), document.place, errors) for key, kind in known.items()}
     errors += [
@@ -126,10 +129,16 @@ def _top(given: Mapping[str, Located], key: str, default: str, errors: list[str]
         return default
     value = located.value
     if key == "command" and value not in GENERATION_SECTIONS:
-        errors.append(f"{located.place}: command is {_shown(value)}; wanted {', '.join(GENERATION_SECTIONS)}")
+        wanted = one_of(list(GENERATION_SECTIONS))
+        errors.append(f"{located.place}: command is {_shown(value)}; wanted {wanted}{_near(value)}")
     if key == "name" and not (isinstance(value, str) and _NAME.fullmatch(value)):
         errors.append(f"{located.place}: name is {_shown(value)}; wanted 1 to 64 letters, digits, '.', '_' and '-'")
     return str(value)
+
+
+def _near(command: object) -> str:
+    near = difflib.get_close_matches(str(command), GENERATION_SECTIONS, 1)
+    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def _section(name: str, kind: type, located: Located | None, top: Place, errors: list[str]) -> Any:

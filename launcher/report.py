@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from parallel.world import World
 
 log = logging.getLogger("shardrun")
+_PLACE = re.compile(r"^\[\S+:\d+\] |\. This may indicate.*|\. GLHF.*")
 # How torch's allocators say it, on a GPU and on a CPU.
 _NO_MEMORY = ("out of memory", "can't allocate memory")
 
@@ -109,7 +111,8 @@ class Failure:
             code, text, cause = error.exit_code, f"stopped by {signal.Signals(error.number).name}", False
         elif lost_peer(error):
             code, cause = RANK_FAILED, False
-            text = f"rank {rank} lost contact with another rank: {_first_line(error)}"
+            # torch puts the place in its source in front.
+            text = f"rank {rank} lost contact with another rank: {_PLACE.sub('', _first_line(error))}"
         elif isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _NO_MEMORY):
             code, text = RANK_FAILED, f"rank {rank} is out of memory: {_first_line(error)}"
         else:
@@ -160,13 +163,16 @@ def report_rank(error: BaseException, env: Environment, world: "World | None") -
     if env.rendezvous_file:
         failure.write(Path(env.rendezvous_file).parent)
     elif _may_speak(error, env, world):
-        if failure.exit_code != OUR_FAULT:
+        if isinstance(error, Stopped):
+            say(failure.text)
+        elif failure.exit_code != OUR_FAULT:
             print_error(failure.text)
         if world is not None and world.store is not None:
             with contextlib.suppress(RuntimeError):  # the store may have gone with the rank that served it
                 world.store.set("reported", "1")
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # it was closed before we were started
+            stream.flush()
     return failure.exit_code
 
 

@@ -86,7 +86,8 @@ def _request(index: int, asked: Asked, ready: _Maker, limit: int, bad_lines: str
         return request
     except RefusedError as error:
         if bad_lines == "refuse":
-            raise
+            hint = "; --bad_lines skip leaves such lines out" if asked.place else ""
+            raise RefusedError(f"{error}{hint}") from None
         return Request(index=index, asked={"prompt": _shown(asked.value)}, error=str(error))
 
 

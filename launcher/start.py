@@ -38,7 +38,7 @@ _POLL_S = 0.02
 _SETTLE_S = 0.5
 _TERMINATE_S = 2.0
 # Exit codes above this: stopped by a signal.
-_SIGNALLED = 128
+SIGNALLED = 128
 
 _HINTS = {
     "SIGKILL": " (often the host's memory ran out: see dmesg)",
@@ -182,9 +182,13 @@ def _report(ranks: Sequence[Rank], first: Rank, failures: Sequence[Failure], log
         if failures and silent:
             print_error(f"rank {silent[0].number} left early (exit 0) while others were at work{kept}")
             return RANK_FAILED
-        if failures and failures[0].exit_code > _SIGNALLED:
-            say(failures[0].text)
-            return failures[0].exit_code
+        stopped = next((failure for failure in failures if failure.exit_code > SIGNALLED), None)
+        if stopped is not None and stopped is failures[0]:
+            say(stopped.text)
+            return stopped.exit_code
+        if stopped is not None:
+            print_error(f"rank {stopped.rank} was {stopped.text}{kept}")
+            return RANK_FAILED
         text = failures[0].text if failures else f"rank {first.number} ended with exit code {code} and said no reason"
         print_error(f"{text}{kept}")
         return failures[0].exit_code if failures else RANK_FAILED

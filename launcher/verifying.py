@@ -19,7 +19,7 @@ from launcher.options import VerifyOptions
 from launcher.preflight import Ready, preflight
 from launcher.report import OUR_FAULT
 from launcher.schema import settings_of
-from launcher.start import run_ranks
+from launcher.start import SIGNALLED, run_ranks
 from launcher.verification import Greedy, Verification, as_text, compare
 from model.exact.blocks import check_exact
 from model.generation.stopping import answer_text
@@ -47,7 +47,8 @@ def verify_command(words: Sequence[str], flags: Mapping[str, str], env: Environm
     """Run `verify CKPT_DIR --mp 1,2,4`; the exit code."""
     options = VerifyOptions(**convert_flags("verify", settings_of(VerifyOptions), flags))
     if len(words) != 1:
-        raise RefusedError(f"verify wants one folder, CKPT_DIR, and was given {len(words)}")
+        extra = f"; unexpected '{words[1]}' (sizes are written --mp 1,2)" if len(words) > 1 else ""
+        raise RefusedError(f"verify wants one folder, as verify CKPT_DIR --mp 1,2{extra}")
     if env.launched:
         raise RefusedError("verify starts the ranks of each size itself; start it without torchrun")
     _check_sizes(options.mp)
@@ -138,7 +139,8 @@ def _run(arguments: Sequence[str], mp: int) -> int:
     """Run one size; the exit code. What its ranks say is shown where they fail."""
     with _quietly() as held:
         code = run_ranks(arguments, mp, None)
-    if code:
+    # Where a signal stopped it, there is nothing that the lines would explain.
+    if code and code <= SIGNALLED:
         sys.stderr.write(held.getvalue())
         sys.stderr.flush()
     return code

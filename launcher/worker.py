@@ -91,7 +91,7 @@ def _note_unused(section: GenerationSection) -> None:
         f"--{known.name}" for known in fields(GenerationSection) if known.name in unused and _given(section, known)
     ]
     if given:
-        log.warning("note: %s: %s has no effect", why, ", ".join(given))
+        log.warning("note: %s: no effect of %s", why, ", ".join(given))
 
 
 def _without_effect(section: GenerationSection) -> tuple[str, Set[str]]:

@@ -191,8 +191,14 @@ class Llama(TextMethods):
         return score
 
     def check(self) -> None:
-        """Where the model was built with `check_weights`: that the weights are what was loaded, else RankFailedError
-        names the rank and the weight. `generate` and the text methods end with it. Collective."""
+        """RankFailedError where the weights are no longer what was loaded, as far as can be told. Collective.
+
+        On a CPU they may stay in their files, which must not have been written over; and where the model was built with
+        `check_weights`, every weight is compared. `generate`, `score` and the text methods end with it.
+        """
+        if self.checkpoint is not None and self.world.device.type == "cpu":
+            checkpoint = self.checkpoint
+            self.world.together("looking at the weights' files", lambda: check_in_place(checkpoint))
         if self.weight_sums is not None:
             self.weight_sums.check(self.world)
 

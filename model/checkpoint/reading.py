@@ -17,7 +17,7 @@ from model.checkpoint.checkpoint import Checkpoint, Piece
 from model.checkpoint.files import FileHeader, FileStamp, TensorEntry, open_regular
 from model.checkpoint.legacy import load_legacy
 from model.cuts import Weight
-from parallel.errors import RefusedError
+from parallel.errors import RankFailedError, RefusedError
 from parallel.slices import Slice
 
 # Linux 5.14: fault pages in without waiting for their first use. Python 3.11 has no name for it.
@@ -139,7 +139,7 @@ def check_unchanged(checkpoint: Checkpoint) -> None:
 
 
 def check_in_place(checkpoint: Checkpoint) -> None:
-    """RefusedError where a file was written over while weights are used in it.
+    """RankFailedError where a file was written over while weights are used in it.
 
     One that was replaced by another of its name, or removed, is no matter: the old one stays mapped.
     """
@@ -150,9 +150,11 @@ def check_in_place(checkpoint: Checkpoint) -> None:
             continue
         same_file = status.st_ino == header.stamp.inode
         if same_file and (status.st_size, status.st_mtime_ns) != (header.stamp.size, header.stamp.mtime_ns):
-            raise RefusedError(
-                f"{header.path}: was written over while the model runs from it (size {header.stamp.size}, now "
-                f"{status.st_size}); load the model again, and replace files by renaming others over them"
+            sizes = f"its size was {header.stamp.size} and is {status.st_size}"
+            what = sizes if status.st_size != header.stamp.size else "its time has changed"
+            raise RankFailedError(
+                f"{header.path}: was written over while the model runs from it ({what}); load the model again, and "
+                "replace files by renaming others over them"
             )
 
 

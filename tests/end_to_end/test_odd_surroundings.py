@@ -89,6 +89,14 @@ def test_a_full_disk_behind_stdout_is_one_sentence(copy_of: CopyOf, case: Path) 
     assert "Traceback" not in done.stderr
 
 
+def test_a_closed_stdout_is_one_sentence(copy_of: CopyOf, case: Path) -> None:
+    copy_of(1)
+    closing = ["sh", "-c", 'exec "$@" >&-', "sh"]
+    with Running(complete("ckpt", "--max_gen_len", "2"), case, wrapper=closing) as running:
+        outcome = running.end()
+    assert_refused(outcome, ["stdout is closed"], 15.0)
+
+
 def test_a_tokenizer_in_the_parent_folder_is_carried_along_by_reshard(copy_of: CopyOf, case: Path) -> None:
     """Meta's downloads have it there."""
     (case / "download").mkdir()

@@ -124,6 +124,16 @@ def test_C68_a_rank_that_is_killed_at_work_is_named_with_its_signal(
     assert snapshot(case) == before
 
 
+def test_a_rank_that_somebody_asks_to_stop_is_named_and_not_the_one_that_misses_it(
+    healthy: Callable[[int, Sizes], Path], case: Path
+) -> None:
+    with at_work(healthy(2, TINY), case, "--nproc_per_node", "2") as running:
+        os.kill(running.ranks()[1], signal.SIGTERM)
+        outcome = running.end()
+    assert (outcome.code, outcome.left) == (3, [])
+    assert outcome.errors == ["shardrun: error: rank 1 was stopped by SIGTERM"]
+
+
 def test_C67_a_rank_that_is_killed_before_it_has_met_the_others_is_named_with_its_signal(
     healthy: Callable[[int, Sizes], Path], case: Path
 ) -> None:

@@ -287,3 +287,12 @@ def test_a_file_or_folder_without_permission_is_refused(path: Path) -> None:
             AnswerFile(path, resume=False)
     finally:
         path.parent.chmod(0o700)
+
+
+def test_a_file_that_is_removed_while_it_is_written_is_told_and_not_written_on(path: Path) -> None:
+    with closing(AnswerFile(path, resume=False)) as file:
+        begin(file)
+        file.write(ANSWERS[0])
+        path.unlink()
+        with pytest.raises(RefusedError, match=r"--output .*out\.jsonl: was removed while it was being written"):
+            file.write(ANSWERS[1])

@@ -137,7 +137,7 @@ def test_progress_counts_what_this_run_does_and_says_its_tokens_a_second_on_stde
         answer(tmp_path, {**flags, "resume": resume}, lambda: shutil.copy(f"{path}.run", kept))
         captured = capfd.readouterr()
         assert captured.out == ""
-        said = rf"shardrun: generating: 1 of {left} prompts \(\d+ %\), \S+ prompts/s, \d+ tokens/s, \d+ s left"
+        said = rf"shardrun: generating: \d+ of {left} prompts \(\d+ %\), \S+ prompts/s, \d+ tokens/s, \d+ s left"
         assert re.search(said, captured.err), captured.err
         assert re.search(rf"answered {left} prompts with {2 * left} tokens in \S+ s: \d+ tokens/s", caplog.text)
         # As a run leaves it that was killed behind its tenth line, of which one is bad.

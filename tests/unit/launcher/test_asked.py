@@ -93,7 +93,7 @@ def test_dialogs_come_from_a_json_file_or_from_lines_of_several_kinds(tmp_path: 
     [
         (b"[", "--dialogs @{path}: is not valid JSON: Expecting value"),
         (b"{}", "--dialogs @{path}: wanted a list of one dialog or more, as " + f"{[HELLO]}".replace("'", '"')),
-        (b"[]\n\xff", "{path}:2: is not UTF-8 text (byte 3 of the file)"),
+        (b"[]\n\xff", "--dialogs @{path}:2: is not UTF-8 text (byte 3 of the file)"),
     ],
 )
 def test_a_file_of_dialogs_that_is_none_is_refused(content: bytes, message: str, tmp_path: Path) -> None:

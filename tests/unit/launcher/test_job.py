@@ -77,7 +77,7 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
         ("modle.ckpt_dir=x", "'modle' is not a section of a job; did you mean 'model'?"),
         ("temperature", "'temperature' is not an override; wanted section.key=value"),
         ("name=a b", "name is \"a b\"; wanted 1 to 64 letters, digits, '.', '_' and '-'"),
-        ("command=plan", 'command is "plan"; wanted complete, chat, infill, score'),
+        ("command=plan", 'command is "plan"; wanted complete, chat, infill or score'),
     ],
 )
 def test_a_bad_override_is_refused(tmp_path: Path, override: str, message: str) -> None:

@@ -56,7 +56,9 @@ def test_a_bad_line_is_refused_with_its_place_and_number(line: str, tokenizer: T
     path = tmp_path / "p.jsonl"
     path.write_text(f'\n{{"prompt": "a cat"}}\n{line}\n')
     said = BAD_LINES[line].replace("LENGTH", str(1 + len(tokenizer.encode(LONG, bos=False, eos=False))))
-    assert refusal(tokenizer, prompts=f"@{path}") == f"{path}:3 (prompt 1){said}"
+    assert (
+        refusal(tokenizer, prompts=f"@{path}") == f"{path}:3 (prompt 1){said}; --bad_lines skip leaves such lines out"
+    )
 
 
 def test_with_skip_bad_lines_have_their_error_and_the_others_their_tokens(tokenizer: Tokenizer, tmp_path: Path) -> None:

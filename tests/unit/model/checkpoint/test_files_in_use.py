@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from model.checkpoint.opening import open_checkpoint
 from model.checkpoint.reading import check_in_place
 from model.hugging_face.writing import write_hugging_face_folder
-from parallel.errors import RefusedError
+from parallel.errors import RankFailedError
 from tests.minis import MINIS
 
 
@@ -33,7 +33,7 @@ def test_a_file_that_was_written_over_is_refused(folder: Path) -> None:
     checkpoint = open_checkpoint(folder)
     with (folder / "consolidated.01.pth").open("r+b") as file:
         file.truncate(1000)
-    with pytest.raises(RefusedError, match=r"consolidated\.01\.pth: was written over while the model runs from it"):
+    with pytest.raises(RankFailedError, match=r"consolidated\.01\.pth: was written over while the model runs from it"):
         check_in_place(checkpoint)
 
 
