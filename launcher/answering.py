@@ -83,7 +83,14 @@ class _Progress:
         return max(time.monotonic() - self.line.started, 1e-9)
 
 
-def _start(llama: Llama, options: RunOptions, ready: Ready, batch: Sequence[Request]) -> Generation:
+def start_batch(
+    llama: Llama,
+    options: RunOptions,
+    ready: Ready,
+    batch: Sequence[Request],
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Generation:
+    """Make ready to generate the answers to a batch, as the flags say. Collective."""
     section = options.generation
     return llama.start(
         [request.tokens for request in batch],
@@ -94,6 +101,7 @@ def _start(llama: Llama, options: RunOptions, ready: Ready, batch: Sequence[Requ
         section.echo,
         ready.eos_ids,
         [request.index for request in batch],
+        interrupted,
         **how(options, ready.context),
     )
 
@@ -101,7 +109,7 @@ def _start(llama: Llama, options: RunOptions, ready: Ready, batch: Sequence[Requ
 def _answer(llama: Llama, options: RunOptions, ready: Ready, batch: Sequence[Request]) -> Iterator[list[Answer]]:
     """The answers to each request of a batch."""
     copies = options.generation.num_return_sequences
-    generation = _start(llama, options, ready, batch)
+    generation = start_batch(llama, options, ready, batch)
     groups = [blank_answers(request, copies) for request in batch]
     flat = [answer for group in groups for answer in group]
     for event in generation.events():
@@ -136,7 +144,7 @@ def _stream(llama: Llama, options: RunOptions, ready: Ready, request: Request) -
         yield request.before if filled_in else tokenizer.decode(request.tokens)
     after = request.tokens if section.echo and not filled_in else ()
     stream = AnswerStream(tokenizer, tuple(section.stop or ()), ready.context, after)
-    for event in _start(llama, options, ready, [request]).events():
+    for event in start_batch(llama, options, ready, [request]).events():
         if event.token is not None:
             yield stream.push(event.token)
     yield stream.finish() + (request.after if section.echo else "")

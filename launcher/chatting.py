@@ -6,11 +6,12 @@ import signal
 import sys
 from collections.abc import Callable
 
+from launcher.answering import start_batch
 from launcher.answers import Answer, blank_answers
 from launcher.console import print_result
 from launcher.conversation import conversation_of
 from launcher.options import RunOptions
-from launcher.preflight import Ready, how
+from launcher.preflight import Ready
 from launcher.report import Stopped, end_at_once, take_ctrl_c
 from launcher.requests import Request
 from launcher.terminal import Terminal
@@ -83,18 +84,7 @@ def _answer(
     if section.echo:
         show(ready.tokenizer.decode(request.tokens))
     stream = AnswerStream(ready.tokenizer, tuple(section.stop or ()), after=request.tokens if section.echo else ())
-    generation = llama.start(
-        [request.tokens],
-        section.max_gen_len,
-        section.temperature,
-        section.top_p,
-        section.logprobs,
-        section.echo,
-        ready.eos_ids,
-        [request.index],
-        interrupted,
-        **how(options),
-    )
+    generation = start_batch(llama, options, ready, [request], interrupted)
     for event in generation.events():
         answer.take(event)
         if event.token is not None:

@@ -171,7 +171,7 @@ class Llama(TextMethods):
             self._prompts_served += len(prompt_tokens)
         tokenizer = self.text_tokenizer() if stop else self.tokenizer
         generation = Generation(self.model, prompt_tokens, settings, indices, tokenizer, interrupted)
-        self.world.together("making room for the KV cache", lambda: self._check_batch(generation.cache_bytes))
+        self._check_before(generation.cache_bytes)
         return generation
 
     def score(self, text: str | Sequence[int], stride: int | None = None, *, progress: Progress | None = None) -> Score:
@@ -185,7 +185,7 @@ class Llama(TextMethods):
         scoring = Scoring(self.model, tokens, self.max_seq_len, self.max_batch_size, stride)
         asked = json.dumps([tokens, scoring.stride])
         self.world.agree("score", {"text and stride": hashlib.sha256(asked.encode()).hexdigest()})
-        self.world.together("making room for the KV cache", lambda: self._check_batch(scoring.cache_bytes))
+        self._check_before(scoring.cache_bytes)
         score = scoring.run(progress)
         self.check()
         return score
@@ -196,9 +196,7 @@ class Llama(TextMethods):
         On a CPU they may stay in their files, which must not have been written over; and where the model was built with
         `check_weights`, every weight is compared. `generate`, `score` and the text methods end with it.
         """
-        if self.checkpoint is not None and self.world.device.type == "cpu":
-            checkpoint = self.checkpoint
-            self.world.together("looking at the weights' files", lambda: check_in_place(checkpoint))
+        self._check_files()
         if self.weight_sums is not None:
             self.weight_sums.check(self.world)
 
@@ -215,12 +213,18 @@ class Llama(TextMethods):
                 "build with a larger max_batch_size"
             )
 
-    def _check_batch(self, cache_bytes: int) -> None:
-        if self.checkpoint is not None and self.world.device.type == "cpu":
-            # Weights may stay in their files, so these must not change under a running model.
-            check_in_place(self.checkpoint)
-        ranks = self.world.env.local_world_size
-        check_room(cache_bytes, self.world.device, ranks, "the KV cache of this batch")
+    def _check_files(self) -> None:
+        if (checkpoint := self.checkpoint) is not None and self.world.device.type == "cpu":
+            self.world.together("looking at the weights' files", lambda: check_in_place(checkpoint))
+
+    def _check_before(self, cache_bytes: int) -> None:
+        """What can be seen before a batch is run."""
+        self._check_files()
+        ranks, device = self.world.env.local_world_size, self.world.device
+        self.world.together(
+            "making room for the KV cache",
+            lambda: check_room(cache_bytes, device, ranks, "the KV cache of this batch"),
+        )
 
     def generate(
         self,

@@ -16,12 +16,13 @@ from tests.minis import MINIS
 
 DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo"
 FLAGS = ["--prompts", '["Once upon a time", "One day"]', "--max_gen_len", "40", "--dtype", "float32"]
-FLAGS += ["--temperature", "0", "--json"]
+FLAGS += ["--json"]
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")]
 
 
 def tokens(folder: Path, *flags: str, ranks: int = 2) -> list[list[int]]:
-    words = ["complete", "--ckpt_dir", str(DEMO), "--nproc_per_node", str(ranks), *FLAGS, *flags]
+    greedy = [] if "--temperature" in flags else ["--temperature", "0"]
+    words = ["complete", "--ckpt_dir", str(DEMO), "--nproc_per_node", str(ranks), *FLAGS, *greedy, *flags]
     with Running(words, folder) as running:
         outcome = running.end()
     assert outcome.code == 0, outcome.err
@@ -41,6 +42,20 @@ def test_three_ranks_cut_two_shards_anew_on_one_gpu_and_answer_as_on_the_cpu(
     on_the_cpu: list[list[int]], tmp_path: Path
 ) -> None:
     assert tokens(tmp_path, "--device", "cuda", "--backend", "gloo", ranks=3) == on_the_cpu
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--num_beams", "3", "--repetition_penalty", "1.2"],
+        ["--penalty_alpha", "0.6", "--top_k", "4"],
+        ["--num_return_sequences", "2", "--temperature", "0.8", "--top_k", "20", "--min_p", "0.02"],
+    ],
+    ids=["beams", "contrastive", "draws"],
+)
+def test_searches_and_draws_on_a_gpu_are_those_on_the_cpu(flags: list[str], tmp_path: Path) -> None:
+    on_the_cpu = tokens(tmp_path, "--device", "cpu", *flags)
+    assert tokens(tmp_path, "--device", "cuda", "--backend", "gloo", *flags) == on_the_cpu
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
