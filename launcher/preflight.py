@@ -112,7 +112,7 @@ def _check_settings(options: RunOptions) -> None:
         max_seq_len=options.model.max_seq_len,
         temperature=section.temperature,
         top_p=section.top_p,
-        **{name: value for name, value in how(options).items() if name != "stop"},  # type: ignore[arg-type]
+        **how(options),
     )
     if settings.width > limit:
         raise RefusedError(

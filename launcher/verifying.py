@@ -21,7 +21,6 @@ from launcher.report import OUR_FAULT
 from launcher.schema import settings_of
 from launcher.start import SIGNALLED, run_ranks
 from launcher.verification import Greedy, Verification, as_text, compare
-from model.exact.blocks import check_exact
 from model.generation.stopping import answer_text
 from model.tokenizers.base import Tokenizer
 from parallel.environment import Environment
@@ -83,10 +82,7 @@ def _look(ckpt_dir: str, options: VerifyOptions, mp: int) -> Ready:
     """See, before any rank is started, that this size can be run. RefusedError says why not, and which can."""
     arguments = _arguments_of(ckpt_dir, options, None)[1:]
     flags = dict(argument.removeprefix("--").split("=", 1) for argument in arguments)
-    ready = preflight(run_options("complete", flags), mp)
-    if options.exact:
-        check_exact(ready.found.checkpoint.params, mp)
-    return ready
+    return preflight(run_options("complete", flags), mp)
 
 
 def _arguments_of(ckpt_dir: str, options: VerifyOptions, output: Path | None) -> list[str]:

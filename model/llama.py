@@ -153,7 +153,7 @@ class Llama(TextMethods):
         check_eos_ids(eos_ids, self.model.params.vocab_size)
         how["stop"] = stop = check_stops(how.get("stop", ()))
         settings = Settings(
-            max_gen_len=max(1, self.max_seq_len - 1) if max_gen_len is None else max_gen_len,
+            max_gen_len=self._length(max_gen_len),
             max_seq_len=self.max_seq_len,
             temperature=temperature,
             top_p=top_p,
@@ -196,7 +196,7 @@ class Llama(TextMethods):
         On a CPU they may stay in their files, which must not have been written over; and where the model was built with
         `check_weights`, every weight is compared. `generate`, `score` and the text methods end with it.
         """
-        self._check_files()
+        self.world.together("looking at the weights' files", self._check_files)
         if self.weight_sums is not None:
             self.weight_sums.check(self.world)
 
@@ -214,17 +214,19 @@ class Llama(TextMethods):
             )
 
     def _check_files(self) -> None:
-        if (checkpoint := self.checkpoint) is not None and self.world.device.type == "cpu":
-            self.world.together("looking at the weights' files", lambda: check_in_place(checkpoint))
+        """On a CPU weights may stay in their files, so these must not change under a running model."""
+        if self.checkpoint is not None and self.world.device.type == "cpu":
+            check_in_place(self.checkpoint)
 
     def _check_before(self, cache_bytes: int) -> None:
-        """What can be seen before a batch is run."""
-        self._check_files()
-        ranks, device = self.world.env.local_world_size, self.world.device
-        self.world.together(
-            "making room for the KV cache",
-            lambda: check_room(cache_bytes, device, ranks, "the KV cache of this batch"),
-        )
+        """What can be seen before a batch is run. Collective."""
+
+        def see() -> None:
+            self._check_files()
+            ranks = self.world.env.local_world_size
+            check_room(cache_bytes, self.world.device, ranks, "the KV cache of this batch")
+
+        self.world.together("making room for the KV cache", see)
 
     def generate(
         self,

@@ -131,7 +131,7 @@ class Agreement:
         step, row, place = min(unlike)
         tokens = everyone[:, row, place].tolist()
         where = f"token {place} of the prompt" if step < 0 else f"the token chosen at step {step}"
-        said = "; ".join(f"{_token(tokens[own[0]])} on {_named(own)}" for own in _groups(tokens))
+        said = "; ".join(f"{_token(tokens[own[0]])} on {named_ranks(own)}" for own in _groups(tokens))
         return f"{where} of row {row} ({said})"
 
     def _prompt_length(self, row: int, rows: int) -> int:
@@ -154,10 +154,10 @@ def _kind_of(device: torch.device) -> int:
 def _disagreement(step: int, what: str, seen: Sequence[int]) -> RankFailedError:
     most, *others = _groups(seen)
     if len(most) == 1:
-        who = f"{_named(range(len(seen)))} differ"
+        who = f"{named_ranks(range(len(seen)))} differ"
     else:
         odd = sorted(rank for group in others for rank in group)
-        who = f"{_named(odd)} {'differs' if len(odd) == 1 else 'differ'} from {_named(most)}"
+        who = f"{named_ranks(odd)} {'differs' if len(odd) == 1 else 'differ'} from {named_ranks(most)}"
     return RankFailedError(
         f"the ranks no longer agree at step {step}: {who}, first in {what}; the memory or the processor of a rank that "
         "differs may be damaged: start again, and without its machine where that comes back (--check_weights also "
@@ -173,7 +173,8 @@ def _groups(seen: Sequence[int]) -> list[list[int]]:
     return sorted(groups.values(), key=len, reverse=True)
 
 
-def _named(ranks: Sequence[int]) -> str:
+def named_ranks(ranks: Sequence[int]) -> str:
+    """'rank 1' or 'ranks 0, 2 and 3': how ranks stand in a sentence."""
     if len(ranks) == 1:
         return f"rank {ranks[0]}"
     return f"ranks {', '.join(map(str, ranks[:-1]))} and {ranks[-1]}"

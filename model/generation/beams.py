@@ -234,7 +234,7 @@ def _shared(decoder: Decoder, answers: Sequence[_Answer], count: int) -> list[_A
         # A float's bits, as a whole number.
         floats = torch.tensor([answer.score, *answer.logprobs], dtype=torch.float64).view(torch.long)
         row[2], row[3 + width : 3 + width + held] = floats[0], floats[1:]
-    table = broadcast(table.to(decoder.model.norm.weight.device), mesh).cpu()
+    table = broadcast(table.to(decoder.model.device), mesh).cpu()
     found = []
     for row in table:
         held, floats = int(row[1]), row.view(torch.float64)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor
 
-from model.generation.agreement import Agreement
+from model.generation.agreement import Agreement, named_ranks
 from model.generation.settings import Settings
 from model.transformer import Transformer
 from parallel import RankFailedError
@@ -65,7 +65,7 @@ class Decoder:
 
         Causal attention never lets a token see the padding behind it, and decoding overwrites it.
         """
-        lengths, device = [len(prompt) for prompt in self.ids], self._device
+        lengths, device = [len(prompt) for prompt in self.ids], self.model.device
         self.cache = self.model.new_cache(len(lengths), self.cache_tokens)
         padded = [prompt + [0] * (max(lengths) - len(prompt)) for prompt in self.ids]
         with self._agreement.watching(self.step):
@@ -112,7 +112,7 @@ class Decoder:
             self._pick(parents)
         self._append(tokens, running)
         with self._agreement.watching(self.step):
-            self.hidden_BTD = self.model(torch.tensor(tokens, device=self._device).unsqueeze(1), self.cache)
+            self.hidden_BTD = self.model(torch.tensor(tokens, device=self.model.device).unsqueeze(1), self.cache)
         self.cache.advance([int(row in running) for row in range(len(tokens))])
         return self._logits(self.hidden_BTD[:, 0])
 
@@ -126,8 +126,8 @@ class Decoder:
         self.cache.keep(chosen)
         self._append(tokens, running)
         self.cache.advance([int(row in running) for row in range(len(tokens))])
-        rows = torch.arange(len(tokens), device=self._device)
-        self.hidden_BTD = self.hidden_BTD[rows, torch.tensor(chosen, device=self._device)].unsqueeze(1)
+        rows = torch.arange(len(tokens), device=self.model.device)
+        self.hidden_BTD = self.hidden_BTD[rows, torch.tensor(chosen, device=self.model.device)].unsqueeze(1)
         return self._logits(self.hidden_BTD[:, 0])
 
     def decide(self, logits_BV: Tensor, shape: tuple[int, ...], act: Callable[[], Tensor]) -> list[list[int]]:
@@ -157,10 +157,6 @@ class Decoder:
         """The batch has ended: compare the ranks once more. Collective."""
         self._agreement.close(self.step, self.ids)
 
-    @property
-    def _device(self) -> torch.device:
-        return self.model.norm.weight.device
-
     def _pick(self, rows: Sequence[int]) -> None:
         self.cache.select(rows)
         self.ids = [list(self.ids[row]) for row in rows]
@@ -181,23 +177,19 @@ class Decoder:
         shares = [logits_BV[place, own.start : own.stop] for own in self.model.vocabulary]
         bad = [rank for rank, own in enumerate(shares) if not bool(own.isfinite().all())]
         spoilt_weights = torch.tensor(
-            [not all(bool(weight.isfinite().all()) for weight in self.model.parameters())], device=self._device
+            [not all(bool(weight.isfinite().all()) for weight in self.model.parameters())], device=self.model.device
         )
         ranks = all_gather_first_dim(spoilt_weights.int(), self.model.mesh).nonzero().flatten().tolist()
         hint = "float16 overflows on some models: try --dtype bfloat16 or float32"
         if ranks:
-            where, hint = f"{_ranks(ranks)}, whose weights are not finite", "they were when loaded: start again"
+            where, hint = f"{named_ranks(ranks)}, whose weights are not finite", "they were when loaded: start again"
         else:
-            where = _ranks(bad) + (", so of a layer before the last" if len(bad) > 1 else "")
+            where = named_ranks(bad) + (", so of a layer before the last" if len(bad) > 1 else "")
         value = next(float(number) for number in logits_BV[place].tolist() if not math.isfinite(number))
         return RankFailedError(
             f"the logits of prompt {self.indices[rows[place]]} at step {self.step} are not finite ({value} from "
             f"{where}); {hint}"
         )
-
-
-def _ranks(ranks: Sequence[int]) -> str:
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
 
 
 def logprobs_of(logits_BV: Tensor, tokens: Sequence[int]) -> list[float]:
