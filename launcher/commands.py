@@ -10,14 +10,20 @@ from pathlib import Path
 import fire
 from fire.decorators import SetParseFn
 
-from launcher.answer_file import check_output
+from launcher.checkpoints.converting import convert_command
+from launcher.checkpoints.inspecting import inspect_command
+from launcher.checkpoints.planning import plan_command
+from launcher.checkpoints.resharding import reshard_command
+from launcher.checkpoints.verifying import verify_command
 from launcher.console import leave_stdout, log_to_stderr, make_log_dir, print_result
-from launcher.converting import convert_command
-from launcher.flags import help_text, job_settings, run_options, run_settings
+from launcher.generating.answer_file import check_output
+from launcher.generating.preflight import preflight
 from launcher.guard import die_with_parent
-from launcher.inspecting import inspect_command
-from launcher.job import read_job
-from launcher.options import (
+from launcher.ranks.report import READER_GONE, Stopped, report_rank, stop_on_signals
+from launcher.ranks.supervisor import run_ranks
+from launcher.settings.flags import help_text, job_settings, run_options, run_settings
+from launcher.settings.job import read_job
+from launcher.settings.options import (
     ConvertOptions,
     InspectOptions,
     PlanOptions,
@@ -25,13 +31,7 @@ from launcher.options import (
     RunOptions,
     VerifyOptions,
 )
-from launcher.planning import plan_command
-from launcher.preflight import preflight
-from launcher.report import READER_GONE, Stopped, report_rank, stop_on_signals
-from launcher.resharding import reshard_command
-from launcher.schema import Setting, nearest, settings_of
-from launcher.start import run_ranks
-from launcher.verifying import verify_command
+from launcher.settings.schema import Setting, nearest, settings_of
 from launcher.version import version
 from parallel.environment import Environment, read_environment
 from parallel.errors import RefusedError
@@ -181,7 +181,7 @@ def _as_rank(options: RunOptions, env: Environment) -> int:
     log_file = make_log_dir(str(log_dir)) / f"rank{env.rank}.log" if own_log else None
     log_to_stderr(env.rank, to_terminal=env.rank == 0 or not env.rendezvous_file, log_file=log_file)
     ready = None if env.launched else preflight(options, 1)
-    from launcher import worker  # loads torch: only now, when the settings are known to be good
+    from launcher.ranks import worker  # loads torch: only now, when the settings are known to be good
 
     stop_on_signals()
     world = None

@@ -14,7 +14,7 @@ def end_on_signals() -> None:
     """Let SIGINT, SIGTERM and SIGHUP end the process at once, with a line and 128 + n.
 
     For the time of imports: an exception that a handler raises there is swallowed by some libraries.
-    `launcher.report.stop_on_signals` takes over once there is something to clean up.
+    `launcher.ranks.report.stop_on_signals` takes over once there is something to clean up.
     """
 
     def end(number: int, _frame: object) -> None:

@@ -12,7 +12,7 @@ BELOW = {"parallel": {"parallel"}, "model": {"model", "parallel"}, "launcher": {
 DOORS = {
     "fairscale": {"parallel/registry.py"},
     "fire": {"launcher/commands.py"},
-    "yaml": {"launcher/yaml_file.py"},
+    "yaml": {"launcher/settings/yaml_file.py"},
     "sentencepiece": {"model/tokenizers/sentencepiece_file.py"},
     "tiktoken": {"model/tokenizers/tiktoken_file.py"},
     "tokenizers": {"model/tokenizers/json_file.py"},

@@ -1,0 +1,1 @@
+"""The commands about checkpoints: inspect, plan, verify, reshard, convert."""

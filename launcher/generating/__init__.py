@@ -1,0 +1,1 @@
+"""Prompts in, answers out: the commands that run the model."""
