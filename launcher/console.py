@@ -3,12 +3,14 @@
 import contextlib
 import logging
 import os
+import re
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 from parallel.errors import RefusedError
+from parallel.position import position
 
 
 def say(text: str) -> None:
@@ -23,8 +25,9 @@ def print_result(text: str) -> None:
     if sys.stdout is None:
         raise RefusedError("stdout is closed, and results are printed there; give it a file or a pipe, or use --output")
     try:
-        sys.stdout.buffer.write(text.encode("utf-8", "replace"))
-        sys.stdout.buffer.flush()
+        with position.patiently():
+            sys.stdout.buffer.write(text.encode("utf-8", "replace"))
+            sys.stdout.buffer.flush()
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -38,19 +41,28 @@ def leave_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+# How a line of a rank other than 0 begins that is for the terminal too. The launcher passes it on.
+SPEAKS_FOR_ITSELF = re.compile(rb"shardrun: rank \d+: ")
+
+
 class _LineFormatter(logging.Formatter):
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
+
     def format(self, record: logging.LogRecord) -> str:
-        return f"shardrun: {record.getMessage()}"
+        own = self.rank and record.levelno >= logging.WARNING
+        return f"shardrun: {f'rank {self.rank}: ' if own else ''}{record.getMessage()}"
 
 
 def log_to_stderr(rank: int, to_terminal: bool = True, log_file: Path | None = None) -> None:
     """Send our log to stderr, and all of it to `log_file` where there is one.
 
-    On a terminal rank 0 says all and the others their errors; where stderr is a rank's own log, everything.
+    On a terminal rank 0 says all and the others their warnings; where stderr is a rank's own log, everything.
     """
     console = logging.StreamHandler(sys.stderr)
-    console.setFormatter(_LineFormatter())
-    console.setLevel(logging.DEBUG if not to_terminal else logging.INFO if rank == 0 else logging.ERROR)
+    console.setFormatter(_LineFormatter(rank))
+    console.setLevel(logging.DEBUG if not to_terminal else logging.INFO if rank == 0 else logging.WARNING)
     logger = logging.getLogger("shardrun")
     logger.handlers = [console]
     logger.setLevel(logging.DEBUG)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
+LAUNCHER_PID = "SHARDRUN_LAUNCHER_PID"
 
 
 def end_on_signals() -> None:
@@ -19,7 +20,7 @@ def end_on_signals() -> None:
 
     def end(number: int, _frame: object) -> None:
         # Whoever started us as one of several ranks speaks for all.
-        if not {"SHARDRUN_RENDEZVOUS_FILE", "TORCHELASTIC_RUN_ID"} & os.environ.keys():
+        if not {"SHARDRUN_RUN_FOLDER", "TORCHELASTIC_RUN_ID"} & os.environ.keys():
             os.write(2, f"shardrun: stopped by {signal.Signals(number).name}\n".encode())
         os._exit(128 + number)
 
@@ -36,11 +37,12 @@ def stop_signals() -> list[signal.Signals]:
 def die_with_parent() -> None:
     """Ask the kernel to kill this process when the one that started it ends (Linux).
 
-    Without it a launcher that is killed leaves its ranks running.
+    Without it a launcher that is killed leaves its ranks running. Ours says who it is: it may have been killed
+    before we could ask.
     """
     if sys.platform != "linux":
         return
-    parent = os.getppid()
+    parent = int(os.environ.get(LAUNCHER_PID, os.getppid()))
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(128 + signal.SIGKILL)

@@ -19,6 +19,7 @@ from model.rope import rotations
 from model.split import split_of
 from parallel import ColumnParallelLinear, Mesh, ParallelEmbedding, VocabParallelEmbedding
 from parallel.collectives import gather_from_ranks
+from parallel.position import position
 
 # Along which dimension tok_embeddings.weight is cut: 0, the vocabulary (Llama 3), or 1, the width (Llama 1, 2).
 EmbeddingDim = Literal[0, 1]
@@ -109,6 +110,7 @@ class Transformer(nn.Module):
             turns_BTh = self.turns(cache.max_tokens)[cache.positions_BT]
         x_BTD = self.tok_embeddings(tokens_BT)
         for block in self.layers:
+            position.tick()  # on one rank there is no collective that would show that it is at work
             x_BTD = block(x_BTD, turns_BTh, cache)
         return self.norm(x_BTD)  # type: ignore[no-any-return]
 

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parallel.mesh import Mesh
+from parallel.position import position
 from parallel.slices import Slice, share
 
 Shares = Sequence[Slice] | None
@@ -32,7 +33,8 @@ def all_reduce(x: Tensor, mesh: Mesh, op: dist.ReduceOp.RedOpType = dist.ReduceO
     if mesh.alone:
         return x
     x = x.contiguous()
-    dist.all_reduce(x, op=op, group=mesh.group)
+    with position.waits_in("all-reduce"):
+        dist.all_reduce(x, op=op, group=mesh.group)
     return x
 
 
@@ -45,7 +47,8 @@ def all_gather_last_dim(x: Tensor, mesh: Mesh, shares: Shares = None) -> Tensor:
     # Backends want the same size of every rank: narrower ones are filled up, and the filling is dropped.
     padded = F.pad(x, (0, widest - x.shape[-1])).contiguous()
     parts = padded.new_empty((mesh.size, *padded.shape))
-    dist.all_gather(list(parts.unbind(0)), padded, group=mesh.group)
+    with position.waits_in("all-gather"):
+        dist.all_gather(list(parts.unbind(0)), padded, group=mesh.group)
     if len(set(sizes)) == 1:
         return parts.movedim(0, -2).flatten(-2)
     return torch.cat([part[..., :size] for part, size in zip(parts, sizes, strict=True)], -1)
@@ -56,7 +59,8 @@ def all_gather_first_dim(x: Tensor, mesh: Mesh) -> Tensor:
     if mesh.alone:
         return x
     parts = x.new_empty((mesh.size, *x.shape))
-    dist.all_gather(list(parts.unbind(0)), x.contiguous(), group=mesh.group)
+    with position.waits_in("all-gather"):
+        dist.all_gather(list(parts.unbind(0)), x.contiguous(), group=mesh.group)
     return parts.flatten(0, 1)
 
 
@@ -69,7 +73,8 @@ def slice_last_dim(x: Tensor, mesh: Mesh, shares: Shares = None) -> Tensor:
 def broadcast(x: Tensor, mesh: Mesh) -> Tensor:
     """Rank 0's `x` on every rank, in place. Collective."""
     if not mesh.alone:
-        dist.broadcast(x, group=mesh.group, group_src=0)
+        with position.waits_in("broadcast"):
+            dist.broadcast(x, group=mesh.group, group_src=0)
     return x
 
 

@@ -11,6 +11,8 @@ from parallel.errors import RefusedError
 
 # Set by our own launcher: a private file in which the ranks of one machine meet, no port needed.
 RENDEZVOUS_FILE = "SHARDRUN_RENDEZVOUS_FILE"
+# Set by our own launcher, on one machine or several: where it reads what its ranks leave for it.
+RUN_FOLDER = "SHARDRUN_RUN_FOLDER"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +30,8 @@ class Environment:
     agent_store: bool = False
     attempt: int = 0
     rendezvous_file: str = ""
+    # Our launcher's private folder on this host; "": somebody else started this process.
+    run_folder: str = ""
 
 
 def _whole(environ: Mapping[str, str], name: str, low: int, high: int | None = None) -> int:
@@ -89,6 +93,7 @@ def read_environment(environ: Mapping[str, str] | None = None) -> Environment:
         agent_store=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         attempt=_whole(environ, "TORCHELASTIC_RESTART_COUNT", 0) if "TORCHELASTIC_RESTART_COUNT" in environ else 0,
         rendezvous_file=rendezvous_file,
+        run_folder=environ.get(RUN_FOLDER, ""),
     )
 
 
@@ -113,11 +118,11 @@ def read_hardware() -> Hardware:
         cuda_built=torch.version.cuda is not None,
         nccl_built=dist.is_available() and dist.is_nccl_available(),
         visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
-        cpu_cores=_cpu_cores(),
+        cpu_cores=cpu_cores(),
     )
 
 
-def _cpu_cores() -> int:
+def cpu_cores() -> int:
     """Cores that this process may use: its affinity, and a container's quota where there is one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:

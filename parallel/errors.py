@@ -23,7 +23,11 @@ class RefusedError(ShardrunError, ValueError):
     exit_code = 2
 
 
-class UnreachedError(RefusedError):
+class AbsentError(RefusedError):
+    """Another rank did not come: it, or whoever started it, knows why."""
+
+
+class UnreachedError(AbsentError):
     """A rank could not reach rank 0, so that nobody else can say why it ends."""
 
 

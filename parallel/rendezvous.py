@@ -14,10 +14,11 @@ from pathlib import Path
 
 from torch._C._distributed_c10d import FileStore, PrefixStore, Store, TCPStore
 
+from parallel.addresses import Unresolved, free_port, holder_of, resolve
 from parallel.environment import RENDEZVOUS_FILE, Environment
-from parallel.errors import RefusedError, UnreachedError
+from parallel.errors import AbsentError, RefusedError, UnreachedError
+from parallel.position import position
 
-RESOLVE_TIMEOUT_S = 4.0
 # For a peer that has not come: it may still be importing torch from a slow disk.
 PEER_TIMEOUT_S = 30.0
 _POLL_S = 0.005
@@ -34,7 +35,8 @@ def open_store(env: Environment, timeout_s: float = PEER_TIMEOUT_S) -> Store:
         store = _connect(env, timeout_s)
     # A restart under torchrun meets under other keys than the attempt before.
     store = PrefixStore(f"shardrun/{env.attempt}", store)
-    _roll_call(env, store, timeout_s)
+    with position.waits_in("the other ranks to come"):
+        _roll_call(env, store, timeout_s)
     return store
 
 
@@ -58,9 +60,10 @@ def _serve(env: Environment, limit: timedelta) -> Store:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
+            holder = holder_of(env.master_port)
             raise RefusedError(
-                f"MASTER_PORT {env.master_port} on {env.master_addr} is in use; port {_free_port(family, address[0])} "
-                "is free: set MASTER_PORT to it on every rank"
+                f"MASTER_PORT {env.master_port} on {env.master_addr} is in use{f', {holder}' if holder else ''}; port "
+                f"{free_port(family, address[0])} is free: set MASTER_PORT to it on every rank"
             ) from None
         raise RefusedError(
             f"rank 0 cannot listen on {where} (MASTER_ADDR:MASTER_PORT): {error.strerror}; "
@@ -131,35 +134,15 @@ def _join_store(env: Environment, timeout_s: float) -> Store:
 
 
 def _resolve(env: Environment) -> tuple[socket.AddressFamily, tuple[str, int]]:
-    """The address of MASTER_ADDR. In a thread, since the resolver has no time limit of its own."""
-    found: list[tuple[socket.AddressFamily, tuple[str, int]]] = []
-    reasons: list[str] = []
-
-    def ask() -> None:
-        try:
-            answers = socket.getaddrinfo(env.master_addr, env.master_port, type=socket.SOCK_STREAM)
-            found.extend((answer[0], (str(answer[4][0]), env.master_port)) for answer in answers)
-        except (OSError, UnicodeError) as error:
-            reasons.append(getattr(error, "strerror", None) or str(error))
-
-    asker = threading.Thread(target=ask, daemon=True)
-    asker.start()
-    asker.join(RESOLVE_TIMEOUT_S)
-    if not found:
-        reason = reasons[0] if reasons else f"no answer within {RESOLVE_TIMEOUT_S:g} s"
+    try:
+        family, address = resolve(env.master_addr)
+    except Unresolved as reason:
         # Another host's resolver may know the name, so each rank speaks for itself.
         raise UnreachedError(
             f"MASTER_ADDR {env.master_addr!r} cannot be resolved: {reason}; set it to the name or address of "
             "the host that runs rank 0"
-        )
-    # TCPStore and gloo prefer IPv4 where a name has both.
-    return min(found, key=lambda answer: answer[0] != socket.AF_INET)
-
-
-def _free_port(family: socket.AddressFamily, host: str) -> int:
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+        ) from None
+    return family, (address, env.master_port)
 
 
 def _roll_call(env: Environment, store: Store, timeout_s: float) -> None:
@@ -172,7 +155,7 @@ def _roll_call(env: Environment, store: Store, timeout_s: float) -> None:
             shown = ", ".join(map(str, missing[:16])) + (", ..." if len(missing) > 16 else "")
             # Rank 0 speaks for all; where it is the one that is missing, the first of those that came does.
             speaks = 0 in missing and env.rank == min(set(range(env.world_size)) - set(missing))
-            raise (UnreachedError if speaks else RefusedError)(
+            raise (UnreachedError if speaks else AbsentError)(
                 f"rank{'s' if len(missing) > 1 else ''} {shown} of {env.world_size} did not come within "
                 f"{timeout_s:g} s; see whether each was started, with the same MASTER_ADDR and MASTER_PORT"
             )

@@ -23,13 +23,18 @@ from parallel.environment import (
     read_hardware,
     threads_from_environment,
 )
-from parallel.errors import PeerFailedError, RankFailedError, RefusedError, ShardrunError
+from parallel.errors import PeerFailedError, RefusedError, ShardrunError
 from parallel.mesh import Mesh, current_mesh
+from parallel.position import position
 from parallel.rendezvous import open_store, wait_for
 
 # How long a collective may wait for a rank before the run is given up.
 GROUP_TIMEOUT_S = 300.0
-_FAREWELL_S = 3.0
+# For the others to have read the store's last words: where something failed, and where all is well. On a slow link
+# another rank may be seconds behind.
+_FAREWELL_S, _LEAVE_S = 3.0, 30.0
+# For ranks that fail alike to say so, where our launcher ends those that are still at work.
+_ALIKE_S = 2.0
 _NOWHERE = Placement(device="cpu", backend=None, threads=1, reason="")
 _adoptions = itertools.count(1)
 
@@ -74,6 +79,7 @@ class World:
         Where it fails by a fault rather than a refusal, the rank raises its own error, and the others
         PeerFailedError.
         """
+        position.phase(doing)
         if self.store is None:
             return act()
         fault: Exception | None = None
@@ -85,7 +91,9 @@ class World:
             verdict = {"refused": str(error)}
         except Exception as error:
             fault, verdict = error, {"failed": f"{type(error).__name__}: {error}"}
-        verdicts = self._exchange(doing, json.dumps(verdict))
+        # The others may take minutes to come to this, and are to be ended.
+        in_haste = bool(verdict) and bool(self.env.run_folder)
+        verdicts = self._exchange(doing, json.dumps(verdict), in_haste)
         failed = {rank: found for rank, text in enumerate(verdicts) if (found := json.loads(text))}
         if fault is not None:
             raise fault
@@ -101,6 +109,7 @@ class World:
         """Refuse, on every rank alike, where `settings` are not the same on all ranks."""
         if self.store is None:
             return
+        position.phase(f"comparing {what}")
         everyone = [json.loads(text) for text in self._exchange(what, json.dumps(settings, default=str))]
         for name in sorted({name for settings in everyone for name in settings}):
             values = [settings.get(name, "(absent)") for settings in everyone]
@@ -111,11 +120,12 @@ class World:
                     f"{_short(values[other])}; start every rank with the same settings and files"
                 )
 
-    def told(self, doing: str, act: Callable[[], str]) -> str:
+    def told(self, doing: str, act: Callable[[], str], *, by_person: bool = False) -> str:
         """What `act` says on rank 0, on every rank; where it is refused there, that is raised on all.
 
-        The others wait for it however long it takes: it may be a person who is asked.
+        The others wait for it however long it takes; `by_person`: nor does anybody else find fault with that.
         """
+        position.phase(doing, patient=by_person)
         if self.store is None:
             return act()
         self._meetings += 1
@@ -131,8 +141,9 @@ class World:
                 raise
             self.store.set(key, json.dumps({"said": said}))
             return said
-        while (found := wait_for(self.store, key, self.timeout_s)) is None:
-            pass
+        with position.waits_in("word from rank 0"):
+            while (found := wait_for(self.store, key, self.timeout_s)) is None:
+                pass
         verdict: dict[str, str] = json.loads(found)
         if "refused" in verdict:
             raise RefusedError(verdict["refused"])
@@ -140,23 +151,31 @@ class World:
             raise PeerFailedError(f"rank 0 failed while {doing}: {verdict['failed']}")
         return verdict["said"]
 
-    def _exchange(self, doing: str, text: str) -> list[str]:
-        """Every rank's text, in order of rank."""
+    def _exchange(self, doing: str, text: str, in_haste: bool = False) -> list[str]:
+        """Every rank's text, in order of rank; `in_haste`: "{}" for ranks that do not come within seconds."""
         assert self.store is not None
         self._meetings += 1
         prefix = f"meeting/{self._meetings}"
         self.store.set(f"{prefix}/{self.env.rank}", text)
-        texts = []
+        texts, until_s = [], time.monotonic() + _ALIKE_S
         for rank in range(self.env.world_size):
-            found = wait_for(self.store, f"{prefix}/{rank}", self.timeout_s)
+            limit_s = max(0.0, until_s - time.monotonic()) if in_haste else self.timeout_s
+            with position.waits_in(f"word from rank {rank}"):
+                # Under our launcher it is the watch that decides who takes too long: one that loads may take longer.
+                patient = bool(self.env.run_folder) and not in_haste
+                while (found := wait_for(self.store, f"{prefix}/{rank}", limit_s)) is None and patient:
+                    pass
+            if found is None and in_haste:
+                texts.append("{}")
+                continue
             if found is None:
-                raise RankFailedError(
+                raise PeerFailedError(
                     f"rank {rank} was not heard of for {self.timeout_s:g} s while {doing}; see its log"
                 )
             texts.append(found.decode())
         return texts
 
-    def close(self) -> None:
+    def close(self, limit_s: float = _LEAVE_S) -> None:
         """Leave: destroy the group that `start_world` made. Collective on the way of success.
 
         Without it one healthy gloo run in two exits with an error.
@@ -166,16 +185,16 @@ class World:
             registry.destroy_model_parallel()
             if dist.is_initialized():
                 dist.destroy_process_group()
-            self.farewell()
+            self.farewell(limit_s)
 
-    def farewell(self) -> None:
+    def farewell(self, limit_s: float = _FAREWELL_S) -> None:
         """Say that this rank is done with the store; the rank that serves it leaves last."""
         if self.store is None or self.env.agent_store or self.env.rendezvous_file:
             return
         # The store may have gone already, with the rank that served it.
         with contextlib.suppress(RuntimeError):
             self.store.set(f"left/{self.env.rank}", "1")
-            deadline = time.monotonic() + _FAREWELL_S
+            deadline = time.monotonic() + limit_s
             for rank in range(1, self.env.world_size if self.env.rank == 0 else 1):
                 wait_for(self.store, f"left/{rank}", max(0.0, deadline - time.monotonic()))
 
@@ -201,6 +220,7 @@ def start_world(
     if dist.is_available() and dist.is_initialized():
         return _adopt(device, backend, settings, timeout_s)
     env = read_environment()
+    position.phase("meeting the other ranks")
     store = open_store(env) if env.world_size > 1 else None
     world = World(env, _NOWHERE, store, timeout_s=timeout_s)
     try:
@@ -227,18 +247,21 @@ def _place(env: Environment, device: str, backend: str) -> Placement:
 def _make_groups(world: World) -> None:
     assert world.store is not None
     on_cuda = world.placement.backend == "nccl"
-    dist.init_process_group(
-        world.placement.backend,
-        store=PrefixStore("group", world.store),
-        rank=world.env.rank,
-        world_size=world.env.world_size,
-        timeout=timedelta(seconds=world.timeout_s),
-        device_id=world.device if on_cuda else None,
-    )
+    position.phase("making the process group")
+    with position.waits_in("the meeting of all ranks"):
+        dist.init_process_group(
+            world.placement.backend,
+            store=PrefixStore("group", world.store),
+            rank=world.env.rank,
+            world_size=world.env.world_size,
+            timeout=timedelta(seconds=world.timeout_s),
+            device_id=world.device if on_cuda else None,
+        )
     registry.initialize_model_parallel(world.env.world_size, timedelta(seconds=world.timeout_s))
     world.mesh = current_mesh()
     world.owns_group = True
-    atexit.register(world.close)
+    # Here it may be a failure that ends the process.
+    atexit.register(world.close, _FAREWELL_S)
 
 
 def _adopt(device: str, backend: str, settings: Mapping[str, object] | None, timeout_s: float) -> World:

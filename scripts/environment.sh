@@ -30,3 +30,15 @@ find_python() {
     echo "shardrun needs Python 3.11 or newer, with venv; found none (tried python3, python3.11 to python3.13)" >&2
     return 2
 }
+
+# Installs Slurm and iproute2 where that can be done, for the tests that start a cluster or several hosts of their own.
+# They skip themselves, and say why, where it cannot.
+make_cluster_tools() {
+    if command -v slurmctld slurmd munged ip >/dev/null || [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+        return
+    fi
+    echo "installing slurm-wlm, munge and iproute2 for the tests of clusters" >&2
+    { timeout 180 apt-get update -q && DEBIAN_FRONTEND=noninteractive timeout 180 apt-get install -yq \
+        --no-install-recommends slurm-wlm munge iproute2; } >/dev/null 2>&1 ||
+        echo "they could not be installed: those tests are skipped" >&2
+}

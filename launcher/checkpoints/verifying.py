@@ -1,25 +1,21 @@
 """The `verify` command: the same prompts at several MP sizes, each with ranks of its own."""
 
-import contextlib
-import io
 import json
 import os
-import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
 
 from launcher.checkpoints.verification import Greedy, Verification, as_text, compare
 from launcher.console import print_result, say
 from launcher.generating.asked import named_file
 from launcher.generating.preflight import Ready, preflight
-from launcher.ranks.report import OUR_FAULT
-from launcher.ranks.supervisor import SIGNALLED, run_ranks
+from launcher.ranks.forwarding import to_terminal
+from launcher.ranks.report import OUR_FAULT, SIGNALLED
+from launcher.ranks.supervisor import Run, supervise
 from launcher.settings.flags import convert_flags, run_options
-from launcher.settings.options import VerifyOptions
+from launcher.settings.options import ParallelSection, VerifyOptions
 from launcher.settings.schema import settings_of
 from model.generation.stopping import answer_text
 from model.tokenizers.base import Tokenizer
@@ -113,32 +109,27 @@ def _note_cores(options: VerifyOptions) -> None:
         say(f"note: MP {max(options.mp)} on a CPU with {cores} core{'s' * (cores > 1)}: ranks wait for each other")
 
 
-class _Held(io.StringIO):
+class _Held:
     """Lines that are kept back, in case the run fails; what tells of progress goes on to the terminal."""
 
-    def __init__(self, terminal: TextIO) -> None:
-        super().__init__()
-        self.terminal = terminal
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
 
-    def write(self, text: str) -> int:
-        return self.terminal.write(text) if text.endswith(" s left\n") else super().write(text)
-
-
-@contextmanager
-def _quietly() -> Iterator[_Held]:
-    held = _Held(sys.stderr)
-    with contextlib.redirect_stderr(held):
-        yield held
+    def take(self, line: bytes) -> None:
+        if line.endswith(b" s left\n"):
+            to_terminal(line)
+        else:
+            self.lines.append(line)
 
 
 def _run(arguments: Sequence[str], mp: int) -> int:
     """Run one size; the exit code. What its ranks say is shown where they fail."""
-    with _quietly() as held:
-        code = run_ranks(arguments, mp, None)
+    held = _Held()
+    code = supervise(Run(arguments=arguments, ranks=mp, run_id="", parallel=ParallelSection(), show=held.take))
     # Where a signal stopped it, there is nothing that the lines would explain.
     if code and code <= SIGNALLED:
-        sys.stderr.write(held.getvalue())
-        sys.stderr.flush()
+        for line in held.lines:
+            to_terminal(line)
     return code
 
 

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from parallel.errors import RefusedError
+from parallel.position import position
 
 log = logging.getLogger("shardrun")
 # A run that was killed lets go of its file when its last process has gone.
@@ -194,6 +195,7 @@ class AnswerFile:
         done = size = place = number = 0
         with open(self._file, "rb", closefd=False) as file:
             for wanted in beginnings:
+                position.tick()
                 for beginning in wanted:
                     line, number = file.readline(), number + 1
                     self._check_line(line, number, beginning.encode("utf-8", "replace"))

@@ -38,7 +38,7 @@ def converse(llama: Llama, options: RunOptions, ready: Ready) -> None:
             assert terminal is not None, "rank 0 reads"
             return terminal.read()
 
-        while text := world.told("reading a message", read):
+        while text := world.told("reading a message", read, by_person=True):
             request = conversation.ask(text)
             answer = _answer(llama, options, ready, request, lambda: terminal is not None and terminal.interrupted)
             if request.to_run:
@@ -54,13 +54,13 @@ def _begin(world: World, stack: contextlib.ExitStack) -> Terminal | None:
 
     def open_input() -> str:
         nonlocal terminal
-        terminal = Terminal(sys.stdin, forwarded=bool(env.rendezvous_file))
+        terminal = Terminal(sys.stdin, forwarded=bool(env.run_folder))
         return "person" if terminal.by_person else "file"
 
-    by_person = world.told("opening the input", open_input) == "person"
+    by_person = world.told("opening the input", open_input, by_person=True) == "person"
     if not by_person or env.agent_store:
         return terminal
-    if env.rank and env.rendezvous_file:
+    if env.rank and env.run_folder:
         # A terminal sends it to every rank; rank 0 says what is to be done.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     world.together("starting the chat", lambda: None)

@@ -42,7 +42,8 @@ class Conversation:
         except RefusedError as error:
             return Request(index=index, asked={"prompt": text, "dialog": self._asked}, error=str(error))
         if fitted.forgotten:
-            log.warning(
+            # Every rank knows it: info is said by rank 0 alone.
+            log.info(
                 "note: the oldest %d messages were forgotten: with them less than %d of %d tokens (--max_seq_len) "
                 "would be left for the answer",
                 fitted.forgotten,
@@ -56,7 +57,7 @@ class Conversation:
         """Take the last question and its answer into the history."""
         answer: Message = {"role": "assistant", "content": text}
         if self.form.is_unsafe([answer]):
-            log.warning("note: this answer holds special tags of the chat format; it and its question were forgotten")
+            log.info("note: this answer holds special tags of the chat format; it and its question were forgotten")
             return
         self.messages = [*self._asked, answer]
 

@@ -14,6 +14,7 @@ from model.chat import UNSAFE_ERROR, Dialog, chat_format
 from model.infill import infill_ids, split_prompt
 from model.tokenizers.base import Tokenizer
 from parallel.errors import RefusedError
+from parallel.position import position
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +67,7 @@ def digest_of(requests: Iterable[Request]) -> str:
     """The same for the same requests in the same order, whatever file they come from."""
     found = hashlib.sha256()
     for request in requests:
+        position.tick()
         found.update(json.dumps([request.asked, request.tokens, request.reply, request.error is None]).encode())
     return found.hexdigest()
 
@@ -74,6 +76,7 @@ _Maker = Callable[[int, object], Request]
 
 
 def _request(index: int, asked: Asked, ready: _Maker, limit: int, bad_lines: str) -> Request:
+    position.tick()
     try:
         if asked.error is not None:
             raise RefusedError(f"{asked.name}: {asked.error}")

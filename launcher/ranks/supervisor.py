@@ -1,201 +1,176 @@
-"""The supervisor of ranks on one machine: starts them, forwards what they say, ends them together.
+"""The launcher: starts this host's ranks, watches them, ends them together, and says what became of them.
 
-The ranks meet through a file in a private folder: no port is opened. The first failure decides; whatever
-happens, no rank outlives this process (each asks the kernel to die with it).
+On one host the ranks meet through a file in a private folder: no port is opened. Those of several hosts are
+started by a launcher each, which keep in touch (launcher/hosts). The first failure decides; whatever happens, no rank
+outlives its launcher (each asks the kernel to die with it).
 """
 
-import contextlib
-import os
-import shutil
-import signal
-import subprocess
 import sys
-import tempfile
-import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TextIO
 
 from launcher.console import make_log_dir, say
+from launcher.hosts.address import interface_variables
+from launcher.hosts.link import Alone, Link, Place, State
+from launcher.hosts.linking import open_link
+from launcher.ranks.crew import Crew, Launch, poll_pause
+from launcher.ranks.folder import private_folder
+from launcher.ranks.forwarding import to_terminal
 from launcher.ranks.report import (
     OUR_FAULT,
     RANK_FAILED,
-    READER_GONE,
-    Failure,
     Stopped,
     ctrl_c_is_taken,
     print_error,
-    stop_on_signals,
+    stop_patiently,
 )
+from launcher.ranks.verdict import Verdict
+from launcher.ranks.watch import Hang, Watch
+from launcher.settings.options import ParallelSection
 from launcher.terminal import terminal_kept
-from parallel.environment import RENDEZVOUS_FILE
 from parallel.errors import RefusedError
 
-_POLL_S = 0.02
-# After the first failure, for the other ranks to end by themselves with the same message.
-_SETTLE_S = 0.5
-_TERMINATE_S = 2.0
-# Exit codes above this: stopped by a signal.
-SIGNALLED = 128
-
-_HINTS = {
-    "SIGKILL": " (often the host's memory ran out: see dmesg)",
-    "SIGBUS": " (a weight file was cut short while it was in use: weights stay in their files)",
-}
+# How often the ranks' positions are read.
+_LOOK_S = 0.2
 
 
-@dataclass(slots=True)
-class Rank:
-    """A started rank: its process, its log, and the thread that fills it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What the launcher is to run."""
 
-    number: int
-    process: "subprocess.Popen[str]"
-    log: Path
-    forwarder: threading.Thread
+    # Of `python -m launcher`.
+    arguments: Sequence[str]
+    # Ranks of this host.
+    ranks: int
+    run_id: str
+    parallel: ParallelSection
+    # What would fit, asked when a rank ran out of memory; "": not known.
+    advise: Callable[[], str] = lambda: ""
+    # Given the ranks' lines that are for the terminal.
+    show: Callable[[bytes], None] = to_terminal
 
 
 @terminal_kept()
-def run_ranks(arguments: Sequence[str], count: int, log_dir: str | None) -> int:
-    """Run `python -m launcher ARGUMENTS` as `count` ranks; the exit code of the whole."""
-    kept = None if log_dir is None else make_log_dir(log_dir)
-    folder = Path(tempfile.mkdtemp(prefix="shardrun-"))
-    logs = kept or folder
-    # In a chat at the terminal Ctrl-C stops an answer and not the run.
-    stop_on_signals(spared=lambda signal_number: signal_number == signal.SIGINT and ctrl_c_is_taken(folder))
-    ranks: list[Rank] = []
-    try:
-        for number in range(count):
-            ranks.append(_start(arguments, number, count, folder, logs))  # noqa: PERF401
-        failed = _wait(ranks)
-        if failed is None:
-            return 0
-        _settle(ranks)
-        _end(ranks)
-        return _report(ranks, failed, Failure.read_all(folder), log_dir)
-    except Stopped as stopped:
-        _end(ranks)
-        say(f"stopped by {signal.Signals(stopped.number).name}")
-        return stopped.exit_code
-    finally:
-        _end(ranks)
-        for rank in ranks:
-            rank.forwarder.join(timeout=1.0)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _start(arguments: Sequence[str], number: int, count: int, folder: Path, logs: Path) -> Rank:
-    package_root = Path(__file__).resolve().parents[2]
-    environ = {
-        **os.environ,
-        "RANK": str(number),
-        "LOCAL_RANK": str(number),
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
-        RENDEZVOUS_FILE: str(folder / "store"),
-        # The same files as this process's, wherever the workers' current folder is.
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(package_root), os.environ.get("PYTHONPATH")])),
-    }
-    if sys.platform == "linux":
-        # Ranks of one machine need no other interface; gloo would listen on the one of its host name.
-        environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "launcher", *arguments],
-        env=environ,
-        stdin=None if number == 0 else subprocess.DEVNULL,
-        stdout=None if number == 0 else subprocess.PIPE,
-        stderr=subprocess.PIPE if number == 0 else subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
-    log = logs / f"rank{number}.log"
-    source = process.stderr if number == 0 else process.stdout
-    assert source is not None
-    forwarder = threading.Thread(target=_forward, args=(source, log, sys.stderr if number == 0 else None), daemon=True)
-    forwarder.start()
-    return Rank(number, process, log, forwarder)
-
-
-def _forward(source: IO[str], log: Path, console: TextIO | None) -> None:
-    """Copy a rank's lines to its log, and rank 0's to the terminal, a whole line a write."""
-    with log.open("w", encoding="utf-8") as file:
-        for line in source:
-            # A full disk must not stop a rank: it would wait for somebody to read what it says.
-            with contextlib.suppress(OSError):
-                file.write(line)
-                file.flush()
-            if console is not None:
-                console.write(line)
-                console.flush()
-
-
-def _wait(ranks: Sequence[Rank]) -> Rank | None:
-    """The first rank that failed; None when all have ended well."""
-    while True:
-        codes = [rank.process.poll() for rank in ranks]
-        for rank, code in zip(ranks, codes, strict=True):
-            # A signal first: the others then fail by its consequence.
-            if code is not None and code < 0:
-                return rank
-        for rank, code in zip(ranks, codes, strict=True):
-            if code:
-                return rank
-        if all(code == 0 for code in codes):
-            return None
-        time.sleep(_POLL_S)
-
-
-def _settle(ranks: Sequence[Rank]) -> None:
-    deadline = time.monotonic() + _SETTLE_S
-    while time.monotonic() < deadline and any(rank.process.poll() is None for rank in ranks):
-        time.sleep(_POLL_S)
-
-
-def _end(ranks: Sequence[Rank]) -> None:
-    """Ask, wait, kill. May be called again."""
-    running = [rank for rank in ranks if rank.process.poll() is None]
-    for rank in running:
-        rank.process.terminate()
-    deadline = time.monotonic() + _TERMINATE_S
-    for rank in running:
+def supervise(run: Run) -> int:
+    """Run it to its end; the exit code of the whole. Every host's launcher calls this."""
+    logs = None if run.parallel.log_dir is None else make_log_dir(str(Path(run.parallel.log_dir) / run.run_id))
+    with ExitStack() as stack:
+        folder = stack.enter_context(private_folder())
+        # In a chat at the terminal Ctrl-C stops an answer and not the run.
+        stop_patiently(spared=lambda: ctrl_c_is_taken(folder))
+        link = stack.enter_context(_linked(run))
         try:
-            rank.process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            rank.process.kill()
-            rank.process.wait()
+            verdict = _attempts(run, link, folder, logs or folder)
+        except Stopped as stopped:
+            link.stopped(stopped.number)
+            verdict = Verdict(code=stopped.exit_code, text=stopped.text, stopped=True)
+        if verdict.no_memory and link.speaks:
+            verdict = replace(verdict, text="; ".join(filter(None, [verdict.text, run.advise()])))
+        _say(verdict, link, logs)
+        return verdict.code
 
 
-def _report(ranks: Sequence[Rank], first: Rank, failures: Sequence[Failure], log_dir: str | None) -> int:
-    """Print the root cause once; the exit code of the run."""
-    kept = f"; logs in {log_dir}" if log_dir is not None else ""
-    causes = sorted((failure for failure in failures if failure.cause), key=lambda failure: failure.time_s)
-    code = first.process.returncode
-    if code == READER_GONE:
-        return code
-    if code < 0 and not causes:
-        name = signal.Signals(-code).name
-        print_error(f"rank {first.number} (pid {first.process.pid}) was killed by {name}{_HINTS.get(name, '')}{kept}")
-        return RANK_FAILED
-    if not causes:
-        silent = [rank for rank in ranks if rank.process.returncode == 0]
-        if failures and silent:
-            print_error(f"rank {silent[0].number} left early (exit 0) while others were at work{kept}")
-            return RANK_FAILED
-        stopped = next((failure for failure in failures if failure.exit_code > SIGNALLED), None)
-        if stopped is not None and stopped is failures[0]:
-            say(stopped.text)
-            return stopped.exit_code
-        if stopped is not None:
-            print_error(f"rank {stopped.rank} was {stopped.text}{kept}")
-            return RANK_FAILED
-        text = failures[0].text if failures else f"rank {first.number} ended with exit code {code} and said no reason"
-        print_error(f"{text}{kept}")
-        return failures[0].exit_code if failures else RANK_FAILED
-    cause = causes[0]
-    if cause.exit_code == OUR_FAULT and cause.rank != 0:
-        for rank in ranks:
-            rank.forwarder.join(timeout=1.0)
-        sys.stderr.write(ranks[cause.rank].log.read_text(encoding="utf-8", errors="replace"))
-    print_error(f"{cause.text}{'' if cause.exit_code == RefusedError.exit_code else kept}")
-    return cause.exit_code
+def _attempts(run: Run, link: Link, folder: Path, logs: Path) -> Verdict:
+    attempt = 0
+    while True:
+        place = link.begin(attempt)
+        launch = Launch(
+            arguments=run.arguments,
+            first_rank=place.first_rank,
+            count=run.ranks,
+            world_size=place.world_size,
+            attempt=attempt,
+            folder=folder,
+            logs=logs,
+            master=place.master,
+            variables=place.variables,
+            show=run.show,
+        )
+        verdict = _attempt(Crew(launch), link, Watch(run.parallel.heartbeat_s, run.parallel.timeout_s))
+        left = run.parallel.max_restarts - attempt
+        again = left > 0 and verdict.code in (RANK_FAILED, OUR_FAULT)
+        if not link.conclude(verdict, again):
+            return verdict
+        attempt += 1
+        if link.speaks:
+            say(f"{verdict.text}; all ranks are started again ({attempt} of {run.parallel.max_restarts} times)")
+
+
+def _attempt(crew: Crew, link: Link, watch: Watch) -> Verdict:
+    try:
+        crew.start()
+        over = _until_over(crew, link, watch)
+        if over.done:
+            return Verdict(code=0)
+        crew.settle()
+        crew.end()
+        return link.decide(crew.ends(), over.hang)
+    finally:
+        crew.end()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Over:
+    """How an attempt came to its end: all ranks of all hosts are done, or one has failed, or hangs."""
+
+    done: bool = False
+    hang: Hang | None = None
+
+
+def _until_over(crew: Crew, link: Link, watch: Watch) -> _Over:
+    looked_s = watched_s = time.monotonic()
+    seen = crew.seen()
+    while True:
+        crew.poll()
+        now = time.monotonic()
+        look = now - looked_s > _LOOK_S
+        if look:
+            seen, looked_s = crew.seen(), now
+        news = link.exchange(State(seen=seen, failed=crew.failed, done=crew.done))
+        if news.done or crew.failed or news.stop:
+            return _Over(done=news.done)
+        if look and link.watches:
+            hang = watch.look({**seen, **news.others}, now - watched_s)
+            watched_s = now
+            if hang is not None:
+                # The other hosts end their ranks meanwhile.
+                link.exchange(State(seen=seen, failed=True, done=False))
+                return _Over(hang=hang)
+        poll_pause()
+
+
+def _say(verdict: Verdict, link: Link, logs: Path | None) -> None:
+    if not verdict.text:
+        return
+    if verdict.stopped:
+        say(verdict.text)
+        return
+    if link.speaks and verdict.trace:
+        sys.stderr.write(verdict.trace)
+        sys.stderr.flush()
+    kept = f"; logs in {logs}" if logs is not None and verdict.code != RefusedError.exit_code else ""
+    print_error(f"{verdict.text}{kept}")
+
+
+@contextmanager
+def _linked(run: Run) -> Iterator[Link]:
+    """This host's link to the others."""
+    link = _open_link(run)
+    try:
+        yield link
+    finally:
+        link.close()
+
+
+def _open_link(run: Run) -> Link:
+    parallel = run.parallel
+    if parallel.nnodes == 1:
+        # Ranks of one machine need no other interface; gloo would listen on the one of its host name.
+        return Alone(Place(world_size=run.ranks, variables=interface_variables("127.0.0.1", several_hosts=False)))
+    link = open_link(parallel, run.ranks)
+    named = ", ".join(f"{name}={value}" for name, value in link.variables.items())
+    say(f"{parallel.nnodes} hosts meet at {parallel.rdzv_endpoint}{f'; {named}' if named else ''}")
+    return link

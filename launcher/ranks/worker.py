@@ -12,6 +12,7 @@ from launcher.generating.chatting import converse
 from launcher.generating.preflight import Ready, preflight
 from launcher.generating.requests import digest_of
 from launcher.generating.scoring import score_text
+from launcher.ranks.inject import Injector
 from launcher.settings.options import ChatSection, GenerationSection, RunOptions, ScoreSection
 from launcher.version import version
 from model.llama import Llama
@@ -46,7 +47,7 @@ def _names_file(value: object) -> bool:
     return isinstance(value, list) and named_file(value) is not None
 
 
-def run(options: RunOptions, world: World, ready: Ready | None = None) -> None:
+def run(options: RunOptions, world: World, ready: Ready | None, injector: Injector) -> None:
     """Load the checkpoint and do what the command asks; rank 0 prints. Collective.
 
     `ready`: the requests, where this is the only process and they were checked before torch was loaded.
@@ -60,7 +61,7 @@ def run(options: RunOptions, world: World, ready: Ready | None = None) -> None:
         _note_unused(section)
 
     def load() -> Llama:
-        return Llama.load(
+        injector.llama = Llama.load(
             ready.found,
             world,
             model.max_seq_len,
@@ -71,6 +72,7 @@ def run(options: RunOptions, world: World, ready: Ready | None = None) -> None:
             check_weights=model.check_weights,
             progress=ProgressLine("loading", "GB", 1e9, enabled=world.env.rank == 0),
         )
+        return injector.llama
 
     if isinstance(section, ScoreSection):
         score_text(load(), options, ready)

@@ -7,10 +7,12 @@ name as a number. So it hands over plain strings, and they are checked here.
 from collections.abc import Mapping
 from typing import Any
 
+from launcher.settings.cluster_options import CLUSTER_SECTIONS
 from launcher.settings.options import (
     GENERATION_SECTIONS,
     ConvertOptions,
     InspectOptions,
+    JobFileOptions,
     ReshardOptions,
     RunOptions,
     sections_of,
@@ -100,10 +102,18 @@ def run_settings(command: str) -> dict[str, Setting]:
 
 
 def job_settings() -> dict[str, Setting]:
-    """Every setting of a job file, as section.name: that of `complete`, and what other commands have besides."""
-    found: dict[str, Setting] = {}
-    for command in GENERATION_SECTIONS:
-        for section, kind in sections_of(command).items():
-            for name, setting in settings_of(kind).items():
-                found.setdefault(f"{section}.{name}", setting)
+    """What `run` takes: its own flags, and every setting of a job file as section.name, of any command and cluster."""
+    sections = [pair for command in GENERATION_SECTIONS for pair in sections_of(command).items()]
+    sections += [("cluster", kind) for kind in CLUSTER_SECTIONS.values()]
+    found = settings_of(JobFileOptions)
+    for section, kind in sections:
+        for name, setting in settings_of(kind).items():
+            found.setdefault(f"{section}.{name}", setting)
     return found
+
+
+def dry_run_asked(flags: dict[str, str]) -> bool:
+    """Whether --dry_run is among the flags of `run`, out of which it is taken: the others are settings of the job."""
+    known = settings_of(JobFileOptions)
+    own = {name: flags.pop(name) for name in list(flags) if name in known}
+    return JobFileOptions(**convert_flags("run", known, own)).dry_run

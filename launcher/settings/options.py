@@ -28,8 +28,9 @@ class ModelSection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParallelSection:
-    nproc_per_node: int | None = setting(
-        "ranks to start on this host (default: one process; under torchrun: what torchrun started)",
+    nproc_per_node: int | Literal["auto", "gpu", "cpu"] | None = setting(
+        "ranks to start on this host; auto: one a GPU, or one; gpu: one a GPU; cpu: one a core (default: one process; "
+        "under torchrun: what torchrun started)",
         default=None,
         low=1,
         high=1024,
@@ -43,7 +44,35 @@ class ParallelSection:
     )
     device: Literal["auto", "cuda", "cpu"] = setting("auto: cuda where there is one, else cpu", default="auto")
     timeout_s: float = setting("seconds that a collective waits for a rank", default=300.0, low=1, high=86400)
-    log_dir: str | None = setting("folder for a log of each rank", default=None)
+    heartbeat_s: float = setting(
+        "seconds after which a rank that others wait for, and that does nothing, is said to hang; 0: never",
+        default=60.0,
+        low=0,
+        high=86400,
+    )
+    log_dir: str | None = setting("folder for a log of each rank, below the run's id", default=None)
+    max_restarts: int = setting(
+        "times to start all ranks again after one failed; wants --output, which goes on where it was",
+        default=0,
+        low=0,
+        high=1000,
+    )
+    nnodes: int = setting("hosts; the same command runs on each", default=1, low=1, high=4096)
+    node_rank: int | None = setting(
+        "which of the hosts this is, from 0; rdzv_backend static wants it", default=None, low=0
+    )
+    rdzv_backend: Literal["static", "c10d"] = setting(
+        "how hosts get their numbers (static: from node_rank; c10d: the endpoint's host is 0, then by name)",
+        default="static",
+    )
+    rdzv_endpoint: str | None = setting("HOST:PORT where host 0 listens for the others", default=None)
+    rdzv_id: str | None = setting(
+        "name of the run, the same on every host (default: made up, on one host)", default=None
+    )
+    join_timeout_s: float = setting("seconds to wait for the other hosts to come", default=30.0, low=1, high=86400)
+    inject: str | None = setting(
+        "a fault for a drill (kill, hang, stop, slow, raise, exit, nan or oom), as kill:rank=1,step=5", default=None
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +158,13 @@ class RunOptions:
     model: ModelSection
     parallel: ParallelSection
     generation: GenerationSection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFileOptions:
+    """What `run` takes besides a job file and overrides of it."""
+
+    dry_run: bool = setting("print the job as it was understood, and what would be run; start nothing", default=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

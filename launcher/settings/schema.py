@@ -16,6 +16,9 @@ from typing import Any, Literal
 
 from parallel.errors import one_of
 
+# What the command line takes for a switch.
+BOOLEANS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
+
 
 class Wanted(Exception):
     """A value does not fit. The text completes 'SETTING is VALUE; wanted ...'."""
@@ -68,6 +71,14 @@ class Setting:
     def is_flag(self) -> bool:
         return self.kind is bool
 
+    @property
+    def is_number(self) -> bool:
+        return _family(self.kind) in _COUNTED
+
+    @property
+    def is_whole(self) -> bool:
+        return self.is_number and self.kind is not float
+
     def convert(self, raw: object, typed: bool) -> Any:
         """`raw` as this setting's type. `typed`: it comes from YAML and has a type; else it is a string."""
         if raw is None and self.nullable:
@@ -89,26 +100,34 @@ class Setting:
         """What fits, in words: 'a number of 0 to 10'."""
         family = _family(self.kind)
         if family == "choice":
-            return one_of(list(typing.get_args(self.kind)))
+            return one_of(list(choices_of(self.kind)))
         nouns = {
             "int": "a whole number",
+            "int or choice": "a whole number",
             "float": "a number",
             "bool": "true or false",
             "str": "a text",
             "texts": 'a list of texts (JSON, as ["a", "b"])',
             "numbers": "a list of whole numbers (as 1,2 or JSON)",
             "list": "a list (JSON)",
+            "mapping": 'texts by name (as {"a": "b"})',
         }
-        low, high = self.limits.low, self.limits.high
         if self.limits.file:
             return f"{nouns[family]} or @FILE"
-        if family not in ("int", "float") or (low, high) == (-math.inf, math.inf):
-            return nouns[family]
+        words = f", or {one_of(list(choices_of(self.kind)))}" if family == "int or choice" else ""
+        return f"{nouns[family]}{self._range if family in _COUNTED else ''}{words}"
+
+    @property
+    def _range(self) -> str:
+        low, high = self.limits.low, self.limits.high
+        if (low, high) == (-math.inf, math.inf):
+            return ""
         if high == math.inf:
-            return f"{nouns[family]} above {low}" if self.limits.above else f"{nouns[family]}, {low} or more"
-        return (
-            f"{nouns[family]} above {low}, up to {high}" if self.limits.above else f"{nouns[family]} of {low} to {high}"
-        )
+            return f" above {low}" if self.limits.above else f", {low} or more"
+        return f" above {low}, up to {high}" if self.limits.above else f" of {low} to {high}"
+
+
+_COUNTED = ("int", "float", "int or choice")
 
 
 def settings_of(section: type) -> dict[str, Setting]:
@@ -117,8 +136,11 @@ def settings_of(section: type) -> dict[str, Setting]:
     found = {}
     for field in dataclasses.fields(section):
         kind, nullable = hints[field.name], False
-        if isinstance(kind, types.UnionType):
-            kind, nullable = next(part for part in typing.get_args(kind) if part is not type(None)), True
+        if typing.get_origin(kind) in (types.UnionType, typing.Union):
+            parts = [part for part in typing.get_args(kind) if part is not type(None)]
+            nullable = len(parts) < len(typing.get_args(kind))
+            # `int | Literal["auto"]` keeps its two parts; all else has one.
+            kind = typing.Union[tuple(parts)]  # noqa: UP007
         found[field.name] = Setting(field.name, kind, nullable, field.default, field.metadata["limits"])
     return found
 
@@ -130,9 +152,18 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else f"; there are {', '.join(known)}"
 
 
-def _family(kind: Any) -> str:
+def choices_of(kind: Any) -> tuple[str, ...]:
+    """The words that a kind of setting takes; none where it takes something else."""
     if typing.get_origin(kind) is Literal:
-        return "choice"
+        return typing.get_args(kind)
+    return tuple(
+        word for part in typing.get_args(kind) if typing.get_origin(part) is Literal for word in choices_of(part)
+    )
+
+
+def _family(kind: Any) -> str:
+    if choices_of(kind):
+        return "choice" if typing.get_origin(kind) is Literal else "int or choice"
     names = {
         int: "int",
         float: "float",
@@ -141,6 +172,7 @@ def _family(kind: Any) -> str:
         list[str]: "texts",
         list[int]: "numbers",
         list[object]: "list",
+        dict[str, str]: "mapping",
     }
     return names[kind]
 
@@ -169,10 +201,9 @@ def _to_float(setting: Setting, raw: object, typed: bool) -> float:
 def _to_bool(setting: Setting, raw: object, typed: bool) -> bool:
     if isinstance(raw, bool):
         return raw
-    known = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
-    if typed or str(raw).lower() not in known:
+    if typed or str(raw).lower() not in BOOLEANS:
         raise Wanted(setting.wanted)
-    return known[str(raw).lower()]
+    return BOOLEANS[str(raw).lower()]
 
 
 def _to_str(setting: Setting, raw: object, _typed: bool) -> str:
@@ -182,9 +213,13 @@ def _to_str(setting: Setting, raw: object, _typed: bool) -> str:
 
 
 def _to_choice(setting: Setting, raw: object, _typed: bool) -> str:
-    if raw not in typing.get_args(setting.kind):
+    if raw not in choices_of(setting.kind):
         raise Wanted(setting.wanted)
     return str(raw)
+
+
+def _to_int_or_choice(setting: Setting, raw: object, typed: bool) -> int | str:
+    return raw if isinstance(raw, str) and raw in choices_of(setting.kind) else _to_int(setting, raw, typed)
 
 
 def _to_list(setting: Setting, raw: object) -> list[Any]:
@@ -226,13 +261,29 @@ def _to_any_list(setting: Setting, raw: object, typed: bool) -> list[object]:
     return _to_list(setting, raw)
 
 
+def _to_mapping(setting: Setting, raw: object, typed: bool) -> dict[str, str]:
+    if not typed:
+        try:
+            raw = json.loads(str(raw))
+        except (ValueError, RecursionError):
+            raise Wanted(setting.wanted) from None
+    if not isinstance(raw, dict):
+        raise Wanted(setting.wanted)
+    for name, value in raw.items():
+        if not isinstance(value, str):
+            raise Wanted(f"a text for each name, but {name} is {json.dumps(value)}; put it in quotes")
+    return raw
+
+
 _CONVERTERS: dict[str, Callable[[Setting, object, bool], Any]] = {
     "int": _to_int,
     "float": _to_float,
     "bool": _to_bool,
     "str": _to_str,
     "choice": _to_choice,
+    "int or choice": _to_int_or_choice,
     "texts": _to_texts,
     "numbers": _to_numbers,
     "list": _to_any_list,
+    "mapping": _to_mapping,
 }

@@ -19,6 +19,7 @@ from model.checkpoint.checkpoint import Checkpoint
 from model.checkpoint.reading import MappedFile, WeightReader, open_weights
 from model.checkpoint.staging import Stager
 from model.cuts import Weight
+from parallel.position import position
 from parallel.slices import Slice
 
 # Called with bytes read so far and bytes in all.
@@ -52,7 +53,11 @@ def load_weights(
     with open_weights(checkpoint) as reader, _checking(mine, counted):
         place = _Placer(reader, dtype, device)
         prefer = checkpoint.preferred(rank, ranks)
-        weights = {weight.name: place(weight, owned[weight.name][rank], prefer) for weight in checkpoint.weights}
+        position.phase("loading", len(checkpoint.weights), "weight")
+        weights = {}
+        for number, weight in enumerate(checkpoint.weights, 1):
+            weights[weight.name] = place(weight, owned[weight.name][rank], prefer)
+            position.step(number)
         place.finish()
     return weights
 
@@ -75,6 +80,7 @@ def running_total(total: int, progress: Progress | None) -> Callable[[int], None
 
     def count(nbytes: int) -> None:
         nonlocal done
+        position.tick()
         if progress is not None:
             with lock:
                 done += nbytes
@@ -93,6 +99,7 @@ def _checking(checks: list[Check], counted: Callable[[int], None]) -> Iterator[N
         futures: list[Future[None]] = [pool.submit(check_record, check, counted, cancelled) for check in checks]
         try:
             yield
+            position.phase("checking what was loaded")
             _wait_for(futures)
         finally:
             cancelled.set()

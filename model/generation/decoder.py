@@ -19,6 +19,7 @@ from model.transformer import Transformer
 from parallel import RankFailedError
 from parallel.collectives import all_gather_first_dim, broadcast
 from parallel.errors import PeerFailedError
+from parallel.position import position
 
 # Rank 0 broadcasts these in the place of every decision: the logits are not finite, or it has failed itself.
 _SPOILT, _FAILED = -1, -2
@@ -66,6 +67,7 @@ class Decoder:
         Causal attention never lets a token see the padding behind it, and decoding overwrites it.
         """
         lengths, device = [len(prompt) for prompt in self.ids], self.model.device
+        position.phase("prefilling", sum(lengths), "token")
         self.cache = self.model.new_cache(len(lengths), self.cache_tokens)
         padded = [prompt + [0] * (max(lengths) - len(prompt)) for prompt in self.ids]
         with self._agreement.watching(self.step):
@@ -139,14 +141,17 @@ class Decoder:
         decided = torch.empty(shape, dtype=torch.long, device=logits_BV.device)
         if self.model.mesh.rank == 0:
             try:
-                finite = bool(logits_BV.isfinite().all())
+                with position.waits_in("the step's collectives"):  # as below
+                    finite = bool(logits_BV.isfinite().all())
                 decided = act().to(decided).reshape(shape) if finite else torch.full_like(decided, _SPOILT)
             except Exception:
                 # Nobody should wait for a decision that does not come.
                 with contextlib.suppress(RuntimeError):
                     broadcast(torch.full_like(decided, _FAILED), self.model.mesh)
                 raise
-        found: list[list[int]] = broadcast(decided.contiguous(), self.model.mesh).tolist()
+        decided = broadcast(decided.contiguous(), self.model.mesh)
+        with position.waits_in("the step's collectives"):  # on a GPU they end only now
+            found: list[list[int]] = decided.tolist()
         if found[0][0] == _SPOILT:
             raise self._spoilt(logits_BV, range(len(logits_BV)))
         if found[0][0] == _FAILED:
@@ -162,7 +167,10 @@ class Decoder:
         self.ids = [list(self.ids[row]) for row in rows]
 
     def _append(self, tokens: Sequence[int], running: Collection[int]) -> None:
+        if self.step == 0:
+            position.phase("decoding")
         self.step += 1
+        position.step(self.step)
         for row in running:
             self.ids[row].append(tokens[row])
 

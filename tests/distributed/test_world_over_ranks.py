@@ -109,7 +109,7 @@ def test_a_rank_that_stays_away_is_named_by_the_others(ranks: Pool) -> None:
     last = ranks.size - 1
     *waiting, _ = ranks.run(waits_for_the_last_rank)
     assert the_same_on_all(waiting) == (
-        "RankFailedError",
+        "PeerFailedError",
         f"rank {last} was not heard of for 0.5 s while reading the weights; see its log",
     )
 

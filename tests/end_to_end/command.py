@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from tests.end_to_end.fault_table import note_for_table
+
 BEFORE_LOADING_S = 5.0
 WHILE_LOADING_S = 15.0
 # Far beyond every limit that is demanded: the command hangs.
@@ -65,6 +67,8 @@ class Running:
         clean = {name: value for name, value in os.environ.items() if not _LAUNCH_VARIABLES.fullmatch(name)}
         self._inherited_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         self.started = time.monotonic()
+        # When the fault came that is looked at; None: it was there from the start.
+        self.fault_s: float | None = None
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
                 [*wrapper, sys.executable, "-m", "launcher", *arguments],
@@ -152,6 +156,7 @@ class Running:
             time.sleep(0.005)
         seconds = time.monotonic() - self.started
         self.process.returncode = os.waitstatus_to_exitcode(status)
+        note_for_table(self.process.returncode, self.err, time.monotonic() - (self.fault_s or self.started))
         left = self.gone_within(grace_s)
         return Outcome(
             code=self.process.returncode,

@@ -148,7 +148,7 @@ def test_at_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_ends_the_chat(case: Pa
 
 
 def test_two_ranks_wait_for_a_person_longer_than_for_each_other(case: Path) -> None:
-    flags = (*ENDLESS, "--nproc_per_node", "2", "--timeout_s", "3")
+    flags = (*ENDLESS, "--nproc_per_node", "2", "--timeout_s", "3", "--heartbeat_s", "3")
     # With the answers in a file there is no editing of lines, and prompts on the terminal all the same.
     with AtTerminal(chat(*flags), case, results="") as terminal:
         terminal.begin()
@@ -247,6 +247,8 @@ def test_lines_of_a_file_are_a_chat_that_is_the_same_at_any_mp(case: Path) -> No
     outcome = chat_from_file(case, "--nproc_per_node", "2")
     assert_done(outcome)
     assert outcome.out == "".join(f"{answer['generation']}\n" for answer in answers if answer is not long)
+    # Both ranks know it; it is said once.
+    assert outcome.err.count("messages were forgotten") == forgotten
     cut = sum(answer.get("finish_reason") == "length" for answer in answers)
     assert outcome.err.count("note: the answer was cut at 24 tokens (--max_gen_len)") == cut > 0
 

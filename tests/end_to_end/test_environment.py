@@ -1,6 +1,7 @@
 """Faults of the environment and of the rendezvous (FAULTS B52 to B65): real variables, real processes, 127.0.0.1."""
 
 import json
+import os
 import shutil
 import socket
 from collections.abc import Callable, Sequence
@@ -97,14 +98,15 @@ def test_B57_nccl_without_a_gpu_is_refused_with_what_works(mp: int, copy_of: Cop
     assert snapshot(case) == before
 
 
-def test_B58_a_port_in_use_is_named_with_one_that_is_free(copy_of: CopyOf, case: Path) -> None:
+def test_B58_a_port_in_use_is_named_with_its_holder_and_one_that_is_free(copy_of: CopyOf, case: Path) -> None:
     copy_of(2)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         outcome = run(complete(), case, env=variables(0, 2, port))
-    says = [f"MASTER_PORT {port}", "127.0.0.1", "in use", "is free"]
+    holder = f"held by {Path('/proc/self/comm').read_text().strip()} (pid {os.getpid()})"
+    says = [f"MASTER_PORT {port}", "127.0.0.1", "in use", holder, "is free"]
     assert_refused(outcome, says, WHILE_LOADING_S, alone=True)
 
 

@@ -136,7 +136,7 @@ def test_a_run_that_is_to_survive_a_hang_up_does(copy_of: CopyOf, case: Path) ->
     assert outcome.code == 0, outcome.err
 
 
-@pytest.mark.parametrize("after_s", [0.7, 2.0])
+@pytest.mark.parametrize("after_s", [0.7, pytest.param(2.0, marks=pytest.mark.drill)])
 def test_ctrl_c_reaches_all_ranks_and_one_speaks(after_s: float, copy_of: CopyOf, case: Path) -> None:
     """A terminal signals the whole group, not only the launcher."""
     copy_of(2)

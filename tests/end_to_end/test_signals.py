@@ -1,28 +1,28 @@
-"""Runs that are stopped from outside (FAULTS C67, C68, C71 to C74): the exit code, the words, and nothing left."""
+"""Runs that are stopped from outside (FAULTS C67, C68, C72 to C74): the exit code, the words, and nothing left."""
 
 import os
+import re
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.checkpoints import TINY, Sizes
-from tests.end_to_end.command import Outcome, Running, assert_one_message, assert_says, complete, snapshot
+from tests.checkpoints import TINY
+from tests.end_to_end.command import Outcome, Running, assert_one_message, complete, snapshot
+from tests.end_to_end.drills import (
+    ENDED_S,
+    ENDLESS,
+    PROMPTS,
+    Healthy,
+    at_work,
+    hit,
+    two_ranks,
+    wait_for_ranks,
+)
 
-# A run that lasts until it is stopped, and says by its first output that it is at work.
-ENDLESS = ("--max_seq_len", "60000", "--max_gen_len", "60000", "--eos_ids", "[]", "--stream", "--echo")
-PROMPTS = '["the old boat lay on the sand"]'
 STOPS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-
-
-@contextmanager
-def at_work(folder: Path, case: Path, *flags: str) -> Iterator[Running]:
-    with Running(complete(folder, *ENDLESS, *flags, prompts=PROMPTS), case) as running:
-        running.wait_for_output()
-        yield running
 
 
 def assert_stopped(outcome: Outcome, number: signal.Signals, err_before: str, limit_s: float, since: float) -> None:
@@ -37,7 +37,7 @@ def assert_stopped(outcome: Outcome, number: signal.Signals, err_before: str, li
 
 @pytest.mark.parametrize("number", STOPS)
 def test_one_process_that_is_told_to_stop_stops_with_a_line_at_most(
-    number: signal.Signals, healthy: Callable[[int, Sizes], Path], case: Path
+    number: signal.Signals, healthy: Healthy, case: Path
 ) -> None:
     before = snapshot(case)
     with at_work(healthy(1, TINY), case) as running:
@@ -50,7 +50,7 @@ def test_one_process_that_is_told_to_stop_stops_with_a_line_at_most(
 @pytest.mark.parametrize("library", ["_multiarray_umath", "libtorch_cpu", "_sentencepiece"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_one_process_that_is_told_to_stop_while_it_loads_a_library_stops(
-    number: signal.Signals, library: str, healthy: Callable[[int, Sizes], Path], case: Path
+    number: signal.Signals, library: str, healthy: Healthy, case: Path
 ) -> None:
     before = snapshot(case)
     with Running(complete(healthy(1, TINY), *ENDLESS, prompts=PROMPTS), case) as running:
@@ -73,86 +73,88 @@ def test_one_process_that_is_told_to_stop_while_it_loads_a_library_stops(
 
 @pytest.mark.parametrize("whole_group", [True, False], ids=["C73_ctrl_c_in_a_terminal", "C72_signal_to_the_launcher"])
 def test_two_ranks_whose_launcher_is_told_to_stop_stop_with_a_line_at_most(
-    whole_group: bool, healthy: Callable[[int, Sizes], Path], case: Path
+    whole_group: bool, healthy: Healthy, case: Path
 ) -> None:
     number = signal.SIGINT if whole_group else signal.SIGTERM
     before = snapshot(case)
-    with at_work(healthy(2, TINY), case, "--nproc_per_node", "2") as running:
+    with at_work(two_ranks(healthy), case, "--nproc_per_node", "2") as running:
         assert sorted(running.ranks()) == [0, 1]
         err, since = running.err, time.monotonic()
+        running.fault_s = since
         # A terminal sends Ctrl-C to every process of the group.
         (os.killpg if whole_group else os.kill)(running.process.pid, number)
         assert_stopped(running.end(), number, err, 6, since)
     assert snapshot(case) == before
 
 
-def test_C72_two_ranks_of_which_one_is_stuck_stop_in_time(healthy: Callable[[int, Sizes], Path], case: Path) -> None:
+def test_C72_two_ranks_of_which_one_is_stuck_stop_in_time(healthy: Healthy, case: Path) -> None:
     before = snapshot(case)
-    with at_work(healthy(2, TINY), case, "--nproc_per_node", "2") as running:
+    with at_work(two_ranks(healthy), case, "--nproc_per_node", "2") as running:
         os.kill(running.ranks()[1], signal.SIGSTOP)
         time.sleep(0.3)
         err, since = running.err, time.monotonic()
-        os.kill(running.process.pid, signal.SIGTERM)
+        hit(running, running.process.pid, signal.SIGTERM)
         assert_stopped(running.end(), signal.SIGTERM, err, 6, since)
     assert snapshot(case) == before
 
 
-def test_C74_no_rank_outlives_a_launcher_that_is_killed(healthy: Callable[[int, Sizes], Path], case: Path) -> None:
-    with at_work(healthy(2, TINY), case, "--nproc_per_node", "2") as running:
+def test_C74_no_rank_outlives_a_launcher_that_is_killed(healthy: Healthy, case: Path) -> None:
+    with at_work(two_ranks(healthy), case, "--nproc_per_node", "2") as running:
         assert len(running.members()) == 3
-        os.kill(running.process.pid, signal.SIGKILL)
+        hit(running, running.process.pid)
         outcome = running.end(grace_s=2.0)
     assert outcome.code == -signal.SIGKILL
     assert outcome.left == []
 
 
-def _kill_a_rank(running: Running, rank: int) -> tuple[Outcome, float]:
-    pid, since = running.ranks()[rank], time.monotonic()
-    os.kill(pid, signal.SIGKILL)
-    return running.end(), time.monotonic() - since
-
-
 @pytest.mark.parametrize("rank", [0, 1])
-def test_C68_a_rank_that_is_killed_at_work_is_named_with_its_signal(
-    rank: int, healthy: Callable[[int, Sizes], Path], case: Path
+def test_C68_a_rank_that_is_killed_in_a_collective_is_named_with_its_signal_and_its_step(
+    rank: int, healthy: Healthy, case: Path
 ) -> None:
     before = snapshot(case)
-    with at_work(healthy(2, TINY), case, "--nproc_per_node", "2") as running:
-        outcome, seconds = _kill_a_rank(running, rank)
-    assert_rank_killed(outcome, rank)
-    assert seconds < 5
+    with at_work(two_ranks(healthy), case, "--nproc_per_node", "2") as running:
+        pid = running.ranks()[rank]
+        hit(running, pid)
+        outcome = running.end()
+        seconds = time.monotonic() - running.fault_s
+    assert_rank_killed(outcome, rank, pid, r"decoding \(step \d+(, in (all-\w+|broadcast) number \d+)?\)")
+    assert seconds < ENDED_S
     assert snapshot(case) == before
 
 
-def test_a_rank_that_somebody_asks_to_stop_is_named_and_not_the_one_that_misses_it(
-    healthy: Callable[[int, Sizes], Path], case: Path
+def test_C72_a_rank_that_somebody_asks_to_stop_is_named_and_not_the_one_that_misses_it(
+    healthy: Healthy, case: Path
 ) -> None:
-    with at_work(healthy(2, TINY), case, "--nproc_per_node", "2") as running:
-        os.kill(running.ranks()[1], signal.SIGTERM)
+    with at_work(two_ranks(healthy), case, "--nproc_per_node", "2") as running:
+        pid = running.ranks()[1]
+        hit(running, pid, signal.SIGTERM)
         outcome = running.end()
     assert (outcome.code, outcome.left) == (3, [])
-    assert outcome.errors == ["shardrun: error: rank 1 was stopped by SIGTERM"]
+    (error,) = outcome.errors
+    assert re.match(rf"shardrun: error: rank 1 \(pid {pid}, host \S+\) was stopped by SIGTERM while decoding", error)
 
 
 def test_C67_a_rank_that_is_killed_before_it_has_met_the_others_is_named_with_its_signal(
-    healthy: Callable[[int, Sizes], Path], case: Path
+    healthy: Healthy, case: Path
 ) -> None:
     before = snapshot(case)
-    with Running(complete(healthy(2, TINY), *ENDLESS, "--nproc_per_node", "2"), case) as running:
-        deadline = time.monotonic() + 20
-        while sorted(running.ranks()) != [0, 1]:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        outcome, seconds = _kill_a_rank(running, 1)
-    assert_rank_killed(outcome, 1)
-    assert seconds < 5
+    with Running(complete(two_ranks(healthy), *ENDLESS, "--nproc_per_node", "2"), case) as running:
+        pid = wait_for_ranks(running)[1]
+        hit(running, pid)
+        outcome = running.end()
+        seconds = time.monotonic() - running.fault_s
+    assert_rank_killed(outcome, 1, pid, "starting")
+    assert seconds < ENDED_S
     assert snapshot(case) == before
 
 
-def assert_rank_killed(outcome: Outcome, rank: int) -> None:
+def assert_rank_killed(outcome: Outcome, rank: int, pid: int, place: str) -> None:
     assert outcome.code == 3, (outcome.code, outcome.err)
     assert_one_message(outcome, alone=False)
-    assert_says(outcome.errors[0], [f"rank {rank}", "killed", "SIGKILL", "memory"])
+    who = rf"shardrun: error: rank {rank} \(pid {pid}, host \S+\)"
+    assert re.match(
+        rf"{who} was killed by SIGKILL while {place}: by somebody, or because .* see dmesg", outcome.errors[0]
+    )
     assert outcome.left == []
 
 
@@ -160,7 +162,7 @@ def assert_rank_killed(outcome: Outcome, rank: int) -> None:
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_can_be_stopped_at_any_moment_without_a_trace(
-    number: signal.Signals, ranks: int, healthy: Callable[[int, Sizes], Path], case: Path
+    number: signal.Signals, ranks: int, healthy: Healthy, case: Path
 ) -> None:
     before = snapshot(case)
     wrong: list[Sequence[object]] = []

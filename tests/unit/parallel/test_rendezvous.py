@@ -1,5 +1,6 @@
 """How the ranks meet, over real sockets of the loopback device: each fault within its limit, in a sentence."""
 
+import os
 import socket
 import threading
 import time
@@ -52,8 +53,9 @@ def listener() -> Iterator[socket.socket]:
 def test_a_port_in_use_is_named_with_a_free_one(listener: socket.socket) -> None:
     port = int(listener.getsockname()[1])
     text, _ = refusal(rank_at(port, 0), 0.3)
-    head, _, tail = text.partition(f"MASTER_PORT {port} on {HOST} is in use; port ")
-    free, _, advice = tail.partition(" ")
+    assert f"held by {Path('/proc/self/comm').read_text().strip()} (pid {os.getpid()})" in text
+    head, _, tail = text.partition(f"MASTER_PORT {port} on {HOST} is in use, held by ")
+    free, _, advice = tail.partition("; port ")[2].partition(" ")
     assert (head, advice) == ("", "is free: set MASTER_PORT to it on every rank")
     with socket.socket() as taker:
         taker.bind((HOST, int(free)))

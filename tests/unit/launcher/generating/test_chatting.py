@@ -33,7 +33,8 @@ def notes(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture
     """What is logged, also where an earlier test has set our log up for a command."""
     logger = logging.getLogger("shardrun")
     before, logger.propagate = logger.propagate, True
-    yield caplog
+    with caplog.at_level(logging.INFO, "shardrun"):
+        yield caplog
     logger.propagate = before
 
 

@@ -1,0 +1,1 @@
+"""Jobs on a cluster: written, submitted, looked after and cancelled."""

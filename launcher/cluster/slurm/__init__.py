@@ -1,0 +1,1 @@
+"""Slurm: sbatch scripts and its commands."""
