@@ -66,7 +66,8 @@ def _dispatch(arguments: list[str], env: Environment) -> int:
         return 0
     command = arguments[0]
     if command not in _COMMANDS:
-        raise RefusedError(f"'{command}' is not a command{nearest(command, _COMMANDS)}")
+        meant = f"; did you mean 'shardrun run {command}'?" if Path(command).suffix in (".yaml", ".yml") else ""
+        raise RefusedError(f"'{command}' is not a command{meant or nearest(command, _COMMANDS)}")
     if {"-h", "--help"} & set(arguments[1:]):
         known = _command(command)
         print_result(help_text(command, known.usage, known.summary, known.settings()))

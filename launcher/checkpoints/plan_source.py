@@ -52,8 +52,8 @@ def _read_source(path: Path, options: PlanOptions) -> Source:
     if path.suffix == ".gguf":
         return _from_checkpoint(path, options)
     if not path.exists():
-        raise RefusedError(f"{path}: does not exist; plan wants a checkpoint folder, or a {_PARAMS}")
-    raise RefusedError(f"{path}: is neither a folder nor a .json file; plan wants a checkpoint folder, or a {_PARAMS}")
+        raise RefusedError(f"{path}: does not exist; wanted a checkpoint folder, or a {_PARAMS}")
+    raise RefusedError(f"{path}: is neither a folder nor a .json file; wanted a checkpoint folder, or a {_PARAMS}")
 
 
 def _holds_weights(folder: Path) -> bool:

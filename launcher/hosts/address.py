@@ -42,7 +42,8 @@ class Endpoint:
         """Read and resolve HOST:PORT. RefusedError within 5 seconds."""
         host, _, port = text.rpartition(":")
         host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-        if not host or not (port.isascii() and port.isdecimal() and len(port) < 6 and 0 < int(port) < 65536):
+        number = int(port) if port.isascii() and port.isdecimal() and len(port) < 6 else 0
+        if not host or "/" in host or not 0 < number < 65536:
             raise RefusedError(
                 f"rdzv_endpoint is {text!r}; wanted HOST:PORT, the name or address of host 0 and a port that is free "
                 "there, as node0:29400 or [fd00::1]:29400"

@@ -59,7 +59,8 @@ def _misplaced(endpoint: Endpoint, own: Hello) -> RefusedError:
     except Unreached:
         pass
     except RefusedError as error:
-        return error
+        if not str(error).startswith("what listens at"):  # somebody else's host
+            return error
     return RefusedError(
         f"node_rank is 0 here, but rdzv_endpoint {endpoint} is not an address of host {own.host}, which has "
         f"{own_addresses()}; give the endpoint of host 0 on every host, and each host a node_rank of its own"

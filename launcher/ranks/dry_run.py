@@ -17,6 +17,7 @@ from launcher.generating.answer_file import check_output
 from launcher.generating.preflight import Ready, preflight
 from launcher.hosts.address import interface_variables
 from launcher.ranks.crew import Launch
+from launcher.ranks.inject import check_faults, parse_faults
 from launcher.ranks.node_ranks import ranks_here
 from launcher.ranks.running import check_parallel, check_workdir
 from launcher.settings.job import Job
@@ -36,7 +37,7 @@ def dry_run(job: Job, arguments: Arguments, env: Environment) -> int:
     with _with_variables(job.env) as here:
         ranks = env.local_world_size if env.launched else _ranks(job)
         lines = [*_processes(job, ranks, _without_dry_run(arguments), env, here), "", *_preflight_title(job)]
-    head = ["The job as it was understood; `# default` stands behind what was left alone."]
+    head = ["The job as it was understood; `# default` stands behind what has its default."]
     print_result(f"{_comments(head)}{full_job_text(job)}\n{_comments(lines)}")
     # Not before the rest is told: what is refused here may well be right where the job runs.
     if (ready := _checked(job, ranks, env)) is not None:
@@ -158,6 +159,7 @@ def _checked(job: Job, ranks: int, env: Environment) -> Ready | None:
     """What `run` checks before it starts anything; None where the checkpoint is not there."""
     options = job.options
     check_parallel(options, env)
+    check_faults(parse_faults(options.parallel.inject), ranks * options.parallel.nnodes)
     check_workdir(job.workdir)
     if not Path(options.model.ckpt_dir).exists():
         return None

@@ -1,6 +1,7 @@
 """The launcher's private folder: where ranks meet, say why they fail, and write down where they are."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -23,12 +24,14 @@ def private_folder() -> Iterator[Path]:
     """A new folder that only this user can read, gone at the end. Those of launchers that were killed go too."""
     parent = Path(tempfile.gettempdir())
     _remove_abandoned(parent)
+    folder = None
     try:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
         lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
-        # What ranks leave there is small, and must not be lost to a full disk.
-        os.posix_fallocate(lock, 0, _ROOM_BYTES)
+        _check_room(lock)
     except OSError as error:
+        if folder is not None:
+            _remove(folder)
         raise RefusedError(
             f"the temporary folder {parent} cannot be written to: {error.strerror}; make room there, or set TMPDIR to "
             "another"
@@ -42,6 +45,16 @@ def private_folder() -> Iterator[Path]:
     finally:
         _remove(folder)
         os.close(lock)
+
+
+def _check_room(file: int) -> None:
+    """OSError where the disk is full: what ranks leave there is small, and must not be lost."""
+    try:
+        os.posix_fallocate(file, 0, _ROOM_BYTES)
+    except OSError as error:
+        # A limit on the size of each file (ulimit -f) says nothing of the disk.
+        if error.errno != errno.EFBIG:
+            raise
 
 
 def _remove(folder: Path) -> None:

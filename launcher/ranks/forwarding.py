@@ -28,18 +28,28 @@ def forward(source: IO[bytes], log: Path, speaks: bool, show: Callable[[bytes], 
     `speaks`: all is for the terminal but what is for those who mend the program.
     """
     with contextlib.ExitStack() as stack:
-        file = None
         # A full disk must not stop a rank: it would wait for somebody to read what it says. Nor must a terminal that
         # has gone.
-        with contextlib.suppress(OSError):
+        file: IO[bytes] | None = None
+        try:
             file = stack.enter_context(log.open("wb", buffering=0))
+        except OSError as error:
+            _note_lost(log, error, show)
         for line in source:
-            with contextlib.suppress(OSError):
+            try:
                 if file is not None:
                     file.write(line)
+            except OSError as error:
+                file = None
+                _note_lost(log, error, show)
             if SPEAKS_FOR_ITSELF.match(line) or (speaks and not _LOG_ONLY.match(line)):
                 with contextlib.suppress(OSError):
                     show(line)
+
+
+def _note_lost(log: Path, error: OSError, show: Callable[[bytes], None]) -> None:
+    with contextlib.suppress(OSError):
+        show(f"shardrun: note: the log {log} is not whole: {error.strerror}\n".encode())
 
 
 def last_words(log: Path) -> str:

@@ -61,8 +61,10 @@ def _parse(text: str) -> Fault:
     known = [field.name for field in fields(Fault) if field.name != "kind"]
     for item in filter(None, rest.split(",")):
         key, equals, value = (word.strip() for word in item.partition("="))
-        if key not in known or not equals:
-            raise RefusedError(f"inject is {text!r}: {item!r} is not KEY=VALUE{nearest(key, known)}")
+        if not equals:
+            raise RefusedError(f"inject is {text!r}: {item!r} is not KEY=VALUE")
+        if key not in known:
+            raise RefusedError(f"inject is {text!r}: {key!r} is not a key of it{nearest(key, known)}")
         given[key] = value
     phase = given.get("phase", "decoding")
     # Before there is a model nothing of it can be spoilt.

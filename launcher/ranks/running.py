@@ -84,6 +84,15 @@ def check_parallel(options: RunOptions, env: Environment) -> None:
         )
     if env.launched and not env.run_folder and (parallel.nnodes > 1 or parallel.max_restarts):
         raise RefusedError("--nnodes and --max_restarts are for our own launcher; under torchrun give them to torchrun")
+    if parallel.nnodes == 1 and parallel.node_rank:
+        raise RefusedError(
+            f"node_rank is {parallel.node_rank} but nnodes is 1; give nnodes on this host too, as on the others"
+        )
+    if parallel.rdzv_backend == "c10d" and parallel.node_rank is not None:
+        raise RefusedError(
+            f"node_rank is {parallel.node_rank} but rdzv_backend is c10d, with which hosts number themselves; leave "
+            "node_rank out, or take static"
+        )
     if parallel.max_restarts and not options.generation.output:
         raise RefusedError(
             f"--max_restarts is {parallel.max_restarts} but there is no --output; answers that were printed cannot be "

@@ -152,7 +152,8 @@ def _stopped(ends: Sequence[RankEnd], _hang: Hang | None) -> Verdict | None:
     if stopped is None:
         return None
     end, failure = stopped
-    if end.rank == 0:
+    # Ctrl-C is rank 0's to handle in a chat; any other signal somebody sent to that one rank.
+    if end.rank == 0 and failure.exit_code == SIGNALLED + signal.SIGINT:
         return Verdict(code=failure.exit_code, text=failure.text, stopped=True)
     return Verdict(code=RANK_FAILED, text=f"{end} was {failure.text} while {failure.doing}")
 

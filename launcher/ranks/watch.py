@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from parallel.position import STARTING, Position
 
 _STOPPED = ("T", "t")
+_AFTER_COLLECTIVES_S = 1.0
 # For the interpreter and torch to be loaded.
 _STARTING_S = 300.0
 
@@ -44,7 +45,9 @@ class Watch:
 
     def __init__(self, heartbeat_s: float, timeout_s: float, longest_look_s: float = 1.0) -> None:
         self.longest_look_s = longest_look_s
-        self.heartbeat_s, self.timeout_s = heartbeat_s, max(timeout_s, heartbeat_s)
+        # Where collectives give up before, nothing may wait longer than they; they are first, and say where they were.
+        self.heartbeat_s = min(heartbeat_s, timeout_s + _AFTER_COLLECTIVES_S)
+        self.timeout_s = max(timeout_s, self.heartbeat_s)
         self._changes: dict[int, int] = {}
         self._silent_s: dict[int, float] = {}
 

@@ -50,7 +50,9 @@ class ParallelSection:
         low=0,
         high=86400,
     )
-    log_dir: str | None = setting("folder for a log of each rank, below the run's id", default=None)
+    log_dir: str | None = setting(
+        "folder for a log of each rank (where several are started, below the run's id)", default=None
+    )
     max_restarts: int = setting(
         "times to start all ranks again after one failed; wants --output, which goes on where it was",
         default=0,

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from launcher.settings.options import GENERATION_SECTIONS, sections_of
 from launcher.settings.places import COMMAND_LINE, Located, Problems
-from launcher.settings.schema import Setting
+from launcher.settings.schema import Setting, settings_of
 from launcher.settings.section import shortened
 from launcher.settings.vocabulary import TOP_KEYS, advice, home_of
 from launcher.settings.yaml_file import parse_yaml
@@ -16,7 +17,18 @@ _FIRST = ("command", "cluster.kind")
 
 def texts_of(words: Sequence[str], flags: Mapping[str, str]) -> list[str]:
     """`--section.key value` and `--section.key=value` as `section.key=value`, beside the words that are so already."""
+    for key, value in flags.items():
+        # What fire gives a flag that stands without a value.
+        if value == "True" and _is_no_switch(key):
+            raise RefusedError(f"--{key} has no value; wanted --{key} VALUE, or {key}=VALUE")
     return [*words, *(f"{key}={value}" for key, value in flags.items())]
+
+
+def _is_no_switch(key: str) -> bool:
+    section, _, field = key.partition(".")
+    kinds = [kind for command in GENERATION_SECTIONS for name, kind in sections_of(command).items() if name == section]
+    found = [settings_of(kind)[field] for kind in kinds if field in settings_of(kind)]
+    return bool(found) and not any(setting.is_flag for setting in found)
 
 
 def lay_over(

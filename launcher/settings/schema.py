@@ -148,7 +148,9 @@ def settings_of(section: type) -> dict[str, Setting]:
 def nearest(name: str, known: Iterable[str]) -> str:
     """'; did you mean 'x'?', or the names there are."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, 1, 0.6)
+    near = difflib.get_close_matches(name, known, 1, 0.6) or [
+        other for other in known if len(name) > 2 and other.startswith(name)
+    ]
     return f"; did you mean '{near[0]}'?" if near else f"; there are {', '.join(known)}"
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.checkpoints import TINY, Sizes
-from tests.end_to_end.command import Outcome, Running, assert_one_message, complete, snapshot
+from tests.end_to_end.command import Outcome, Running, Said, assert_one_message, assert_says, complete, snapshot
 
 # The fixture `healthy`: a healthy folder by MP and sizes.
 Healthy = Callable[[int, Sizes], Path]
@@ -85,12 +85,11 @@ def drill(folder: Path, case: Path, fault: str, *flags: str, ranks: int = 2) -> 
         return Drill(outcome=outcome, since_fault_s=time.monotonic() - running.fault_s)
 
 
-def assert_failed(found: Drill, *says: str, limit_s: float = ENDED_S) -> None:
+def assert_failed(found: Drill, *says: Said, limit_s: float = ENDED_S) -> None:
     """Exit code 3, one message that says all of `says`, in time, nothing printed and no process left."""
     assert found.outcome.code == 3, (found.outcome.code, found.outcome.err)
     assert_one_message(found.outcome, alone=False)
-    for said in says:
-        assert said in found.message, found.message
+    assert_says(found.message, says)
     assert found.outcome.left == []
     assert found.since_fault_s < limit_s, found.since_fault_s
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.command import CopyOf, Running, assert_done, assert_refused, complete, run
+from tests.end_to_end.command import CopyOf, Running, Said, assert_done, assert_refused, complete, run
 from tests.end_to_end.drills import ENDED_S, Healthy, assert_failed, drill, fault_comes, two_ranks, untouched
 
 WHO = "rank 1 (pid, host)"
@@ -96,10 +96,11 @@ def test_C66_a_rank_that_fails_while_loading_does_not_wait_until_the_others_have
 
 HEARTBEAT_S = 2.0
 SILENT = ("no sign of life for 2 s; rank 0 waits for it while", "--heartbeat_s says how long such silence may last")
-WAITED = "; the others waited for it until they gave up: "
+# The collective, or the watch a second later: on a busy machine a rank may be that slow in saying so.
+GAVE_UP = ("; the others waited for it until they gave up: rank ", ": no sign of life for 3 s")
 STOPPED = "stopped by a signal (SIGSTOP or Ctrl-Z)"
 # Of the fault: by whom it is found, and what must be said.
-HANGS: dict[str, tuple[str, str, Sequence[str]]] = {
+HANGS: dict[str, tuple[str, str, Sequence[Said]]] = {
     "C70_hang_while_meeting": (
         "hang:rank=1,phase=meeting",
         "--heartbeat_s",
@@ -123,17 +124,17 @@ HANGS: dict[str, tuple[str, str, Sequence[str]]] = {
     "C70_hang_that_a_collective_gives_up": (
         "hang:rank=1,step=5",
         "--timeout_s",
-        (f"{WHO} hangs while decoding (step 5), sleeping{WAITED}rank 0 lost contact", "Timed out waiting 2000ms"),
+        (f"{WHO} hangs while decoding (step 5), sleeping", GAVE_UP, "decoding (step 5, in all-"),
     ),
     "C70_hang_that_the_meeting_gives_up": (
         "hang:rank=1,phase=making",
         "--timeout_s",
-        (f"{WHO} hangs while making the process group, sleeping{WAITED}rank 0 lost contact", "Wait timeout"),
+        (f"{WHO} hangs while making the process group, sleeping", GAVE_UP),
     ),
-    "C70_hang_that_the_store_gives_up": (
+    "C70_hang_that_no_collective_waits_for": (
         "hang:rank=1,phase=loading,step=3",
         "--timeout_s",
-        (f"{WHO} hangs while loading (weight 3 of 21), sleeping{WAITED}rank 1 was not heard of for 2 s",),
+        (f"{WHO} hangs while loading (weight 3 of 21), sleeping: no sign of life for 3 s; rank 0 waits for it",),
     ),
     "C71_stop_while_decoding": (
         "stop:rank=1,step=5",
@@ -143,7 +144,7 @@ HANGS: dict[str, tuple[str, str, Sequence[str]]] = {
     "C71_stop_of_rank_0_that_a_collective_gives_up": (
         "stop:rank=0,step=5",
         "--timeout_s",
-        (f"rank 0 (pid, host) hangs while decoding (step 5), {STOPPED}{WAITED}rank 1 lost contact",),
+        (f"rank 0 (pid, host) hangs while decoding (step 5), {STOPPED}", GAVE_UP),
     ),
 }
 ALWAYS_HANGS = {"C70_hang_while_decoding", "C70_hang_that_a_collective_gives_up", "C71_stop_while_decoding"}
@@ -157,7 +158,7 @@ ALWAYS_HANGS = {"C70_hang_while_decoding", "C70_hang_that_a_collective_gives_up"
     ],
 )
 def test_a_rank_that_hangs_is_named_and_not_the_one_that_waits(
-    fault: str, found_by: str, says: Sequence[str], healthy: Healthy, case: Path
+    fault: str, found_by: str, says: Sequence[Said], healthy: Healthy, case: Path
 ) -> None:
     with untouched(case):
         found = drill(two_ranks(healthy), case, fault, found_by, str(HEARTBEAT_S))

@@ -211,7 +211,7 @@ def test_refusals_say_what_was_wanted(tmp_path: Path) -> None:
     file = params_file(tmp_path, **SEVENTY_B)
     assert "was given 0" in refusal()
     assert "was given 2" in refusal("a", "b")
-    assert refusal(str(tmp_path / "none")).endswith("does not exist; plan wants a checkpoint folder, or a params.json")
+    assert refusal(str(tmp_path / "none")).endswith("does not exist; wanted a checkpoint folder, or a params.json")
     assert "does not exist" in refusal(str(tmp_path / "none.json"))
     (tmp_path / "notes.txt").write_text("x")
     assert "is neither a folder nor a .json file" in refusal(str(tmp_path / "notes.txt"))

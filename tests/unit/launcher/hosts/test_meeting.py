@@ -188,6 +188,14 @@ def test_a_host_of_another_run_is_sent_away_and_named_at_the_end(short_meeting: 
     assert f"; turned away: {says}" in short_meeting.refusal()
 
 
+def test_another_version_that_is_of_another_run_does_not_end_this_one(meeting: Meeting) -> None:
+    hello = b'{"kind": "hello", "hello": {"version": "9.0", "host": "c", "rdzv_id": "other"}}\n'
+    with meeting.say(hello):
+        for node in (1, 2):
+            meeting.call(member(node))
+        assert meeting.numbered() == [(1, "b"), (2, "c")]
+
+
 @pytest.mark.parametrize(
     "said",
     [

@@ -117,3 +117,31 @@ def test_a_temporary_folder_that_takes_nothing_is_refused_by_its_name(
         RefusedError, match=r"missing cannot be written to: No such file.*; make room there, or set TMP"
     ):
         private_folder().__enter__()
+
+
+def test_a_removal_that_was_interrupted_is_gone_on_with(parent: Path) -> None:
+    """What was left of it has its lock still."""
+    with launcher_process() as (process, folder):
+        (folder / "store-0").write_text("")
+        process.kill()
+        process.wait()
+    make_old(folder)
+    with private_folder() as own:
+        assert list(parent.iterdir()) == [own]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk, which only root may")
+def test_a_full_temporary_folder_is_refused_before_any_rank_starts(tmp_path: Path) -> None:
+    script = f"mount -t tmpfs -o size=64k none {tmp_path} && {sys.executable} -c '{_HOLDER}'; ls {tmp_path}"
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "unshare" in done.stderr or "mount" in done.stderr:
+        pytest.skip(f"no mounts here: {done.stderr.strip()}")
+    assert f"the temporary folder {tmp_path} cannot be written to: No space left on device" in done.stderr
+    assert done.stdout == ""

@@ -40,10 +40,16 @@ def test_the_terminal_gets_what_a_person_is_to_read_and_the_log_all(
     assert (tmp_path / "rank.log").read_bytes() == b"".join(LINES)
 
 
-def test_a_log_that_cannot_be_written_stops_nothing(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    forwarded(LINES, tmp_path / "missing" / "rank.log", True)
-    forwarded(LINES, Path("/dev/full"), True)
-    assert capfdbinary.readouterr().err == b"".join(OF_RANK_0) * 2
+@pytest.mark.parametrize("log", ["/nowhere/rank.log", "/dev/full"])
+def test_a_log_that_cannot_be_written_stops_nothing_and_is_told_once(
+    log: str, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    forwarded(LINES, Path(log), True)
+    said = capfdbinary.readouterr().err
+    start = said.index(b"shardrun: note: the log")
+    note = said[start : said.index(b"\n", start) + 1]
+    assert note.startswith(f"shardrun: note: the log {log} is not whole: No s".encode())
+    assert said.replace(note, b"") == b"".join(OF_RANK_0)
 
 
 def test_a_terminal_that_has_gone_stops_nothing(tmp_path: Path) -> None:

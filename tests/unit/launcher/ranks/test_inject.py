@@ -43,7 +43,7 @@ def test_several_faults_are_told_apart_by_a_semicolon() -> None:
             "inject is 'kil:rank=1'; wanted kill, hang, stop, slow, raise, exit, nan or oom, as kill:rank=1",
         ),
         ("", "inject is ''; wanted kill"),
-        ("kill:rnak=1", "'rnak=1' is not KEY=VALUE; did you mean 'rank'"),
+        ("kill:rnak=1", "'rnak' is not a key of it; did you mean 'rank'"),
         ("kill:rank", "'rank' is not KEY=VALUE"),
         ("kill:rank=one", "rank is 'one'; wanted a whole number, 0 or more"),
         ("kill:step=-1", "step is '-1'; wanted a whole number, 0 or more"),

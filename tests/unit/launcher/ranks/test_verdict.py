@@ -121,6 +121,14 @@ ENDS: dict[str, tuple[Sequence[RankEnd], int, str]] = {
         3,
         "rank 1 (pid 101, host h1) was stopped by SIGTERM while decoding (step 5)",
     ),
+    "rank 0 that somebody stopped": (
+        [
+            said(ended(0, 143), "stopped by SIGTERM", cause=False),
+            said(ended(1, 3), "rank 1 lost contact with another rank", cause=False),
+        ],
+        3,
+        "rank 0 (pid 100, host h0) was stopped by SIGTERM while decoding (step 5)",
+    ),
     "a rank that somebody stopped before it could say so": (
         [BY_US, ended(1, 143, position=Position())],
         3,

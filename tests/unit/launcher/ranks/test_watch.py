@@ -116,11 +116,12 @@ def test_a_heartbeat_of_0_says_nothing_ever() -> None:
     assert not any(watch.look({0: waits(), 1: at_work()}, 1.0) for _ in range(500))
 
 
-def test_a_timeout_below_the_heartbeat_counts_as_the_heartbeat() -> None:
-    """The collectives give up by themselves then, and say who kept them."""
-    watch = Watch(HEARTBEAT_S, 1.0)
-    looks = [watch.look({0: waits(), 1: waits()}, 1.0) for _ in range(12)]
-    assert [hang is not None for hang in looks] == [False] * 10 + [True] * 2
+def test_where_collectives_give_up_before_the_heartbeat_the_watch_does_a_second_behind_them() -> None:
+    """For what is waited for otherwise, as at the meetings of the ranks."""
+    for seen in ({0: waits(), 1: at_work()}, {0: waits(), 1: waits()}):
+        watch = Watch(HEARTBEAT_S, 4.0)
+        looks = [watch.look(seen, 1.0) for _ in range(7)]
+        assert [hang is not None for hang in looks] == [False] * 5 + [True] * 2
 
 
 def test_a_rank_that_ended_is_forgotten() -> None:
@@ -136,3 +137,10 @@ def test_among_those_that_do_nothing_the_stopped_come_first_then_the_idle_then_t
     assert culprits({0: waits(3), 1: waits(2)}) == [1]
     assert culprits({0: waits(3), 1: waits(3)}) == [0, 1]
     assert culprits({}) == []
+
+
+def test_looks_that_are_far_apart_count_in_full_where_that_is_known() -> None:
+    """Ranks of a large run watch each other every few seconds."""
+    watch = Watch(HEARTBEAT_S, TIMEOUT_S, longest_look_s=8.0)
+    found = [watch.look({0: waits(), 1: at_work()}, 4.0) for _ in range(4)]
+    assert found == [None, None, None, Hang(ranks=(1,), silent_s=12.0, waiting=0)]
