@@ -2,7 +2,7 @@
 
     .venv/bin/python -m tests.end_to_end.fault_table
 
-runs the tests that are named after a case (B52, C66, F91; about a quarter of an hour) and writes the table anew.
+runs the tests that are named after a case (B52, C66, F91; about ten minutes) and writes the table anew.
 """
 
 import json
