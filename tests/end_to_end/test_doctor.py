@@ -117,6 +117,7 @@ def test_a_driver_that_hangs_is_told_and_left_alone(case: Path) -> None:
     assert len(found(report, "torch", "good")) == 1
 
 
+@pytest.mark.drill
 def test_memory_of_a_gpu_that_somebody_holds_is_named_with_the_holder(case: Path) -> None:
     """nvidia-smi is a stand-in: this machine need not have one."""
     gpus = "0, GPU-1, NVIDIA H100, 550.54.15, 81559, 1000, Default, Disabled"
@@ -127,6 +128,7 @@ def test_memory_of_a_gpu_that_somebody_holds_is_named_with_the_holder(case: Path
     assert found(report, "driver", "good") == ["550.54.15, 1 GPU: NVIDIA H100 -> "]
 
 
+@pytest.mark.drill
 def test_a_tiny_limit_on_open_files_is_told_by_a_doctor_that_has_it_too(case: Path) -> None:
     limited = ["sh", "-c", 'ulimit -n 16; exec "$@"', "sh"]
     with Running(["doctor", "--only", "room,ports,collective", "--json"], case, wrapper=limited) as running:
@@ -161,6 +163,7 @@ def on_island(case: Path, hosts: str, network: str, arguments: Sequence[str], **
         return report_of(running.end())
 
 
+@pytest.mark.drill
 @needs_namespaces
 def test_a_loopback_that_is_down_fails_every_pair_and_says_what_to_do(case: Path) -> None:
     report = on_island(case, "127.0.0.1 island", "down", ["--only", "collective,names,ports", "--ranks", "3"])
@@ -169,6 +172,7 @@ def test_a_loopback_that_is_down_fails_every_pair_and_says_what_to_do(case: Path
     assert "all 3 pairs of 3 ranks fail (gloo): " in found(report, "all-reduce", "bad")[0]
 
 
+@pytest.mark.drill
 @needs_namespaces
 @pytest.mark.parametrize(
     ("hosts", "says"),
@@ -195,6 +199,7 @@ def test_an_endpoint_that_is_not_there_is_bad_and_the_way_to_it_is_told(case: Pa
     assert "at 10.77.0.1 and be reached" in found(report, "listening (own)", "good")[0]
 
 
+@pytest.mark.drill
 @needs_namespaces
 def test_an_interface_that_is_chosen_but_not_there_is_named(case: Path) -> None:
     arguments = ["--only", "names,collective"]
