@@ -110,7 +110,7 @@ def torch_findings(torch: TorchFacts) -> Iterator[Finding]:
     if _release(facts["torch"]) < _OLDEST_TORCH:
         yield bad("torch", found, f"install torch {'.'.join(map(str, _OLDEST_TORCH))} or newer")
     elif not facts["gloo"]:
-        yield bad("torch", f"{found}; built without gloo", "install a build of torch that has gloo, as PyPI's")
+        yield bad("torch", f"{found}; built without gloo", "install a build of torch that has gloo")
     else:
         yield good("torch", found)
 

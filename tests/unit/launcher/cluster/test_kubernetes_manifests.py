@@ -108,7 +108,9 @@ SOURCE = st.builds(lambda kind, name: f"{kind}:{name}", st.sampled_from(["pvc", 
 FOLDER = st.from_regex(r"/[A-Za-z0-9_. -]{1,20}(/[A-Za-z0-9_-]{1,9})?/?", fullmatch=True)
 WORD = st.from_regex(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,40}[A-Za-z0-9])?", fullmatch=True)
 GOOD = {
-    "image": st.sampled_from([IMAGE, "shardrun", "localhost:5000/a/b__c:v1.2", f"ghcr.io/a/b@sha256:{'0f' * 32}"]),
+    "image": st.sampled_from(
+        [IMAGE, "shardrun", "localhost:5000/a/b__c:v1.2", f"r.example.com/a/b@sha256:{'0f' * 32}"]
+    ),
     "target": st.sampled_from(["Job", "TrainJob"]),
     "namespace": st.none() | st.from_regex(r"[a-z]([-a-z0-9]{0,20}[a-z0-9])?", fullmatch=True),
     "gpus_per_node": st.none() | st.integers(0, 16),
