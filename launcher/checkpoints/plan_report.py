@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from launcher.amounts import human
 from launcher.checkpoints.plan_source import Source
 from model.planning.plan import MAX_BATCH, MAX_SEQ_LEN, Outlook, Plan, RankPlan, Room, Workload
 from model.planning.traffic import Link, Traffic
@@ -34,14 +35,6 @@ def as_text(report: Report) -> str:
         lines += ["", *_collectives(plan, report.work.link)]
     lines += ["", *_fit(report), "", *_table(report)]
     return "\n".join(lines) + "\n"
-
-
-def human(nbytes: float) -> str:
-    """Bytes in decimal units: '13.5 GB'."""
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if nbytes >= size:
-            return f"{nbytes / size:.3g} {unit}" if nbytes < 999.5 * size else f"{nbytes / size:.0f} {unit}"
-    return f"{nbytes:.0f} B"
 
 
 def describe_cut(split: Split) -> str:

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from launcher.amounts import human
 from launcher.checkpoints.plan_source import Source, read_source
 from launcher.checkpoints.planning import make_report
-from launcher.doctor.checks import Finding, Findings, Question, bad, good, human, note, plural, trying
+from launcher.doctor.checks import Finding, Findings, Question, bad, good, note, plural, trying
 from launcher.settings.options import PlanOptions
 from model.inspection.headers import inspect_checkpoint
 from model.inspection.report import Inspection

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from launcher.doctor.checks import Finding, Findings, Question, bad, good, human, note, trying
+from launcher.amounts import human
+from launcher.doctor.checks import Finding, Findings, Question, bad, good, note, trying
 
 _READ_BYTES = 256 * 2**20
 _READ_S = 3.0

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.amounts import human
 from launcher.doctor.asking import Answer, Asked, ask
-from launcher.doctor.checks import Finding, bad, good, human, note, plural, unknown
+from launcher.doctor.checks import Finding, bad, good, note, plural, unknown
 
 ANSWER_S = 8.0
 _GPU_FIELDS = "index,uuid,name,driver_version,memory.total,memory.free,compute_mode,mig.mode.current"

@@ -4,8 +4,9 @@ import resource
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from launcher.doctor.cgroups import Use, groups_of, killed_for_memory, memory_uses
-from launcher.doctor.checks import RANK_BYTES, Finding, Findings, Question, bad, good, human, note, plural, unknown
+from launcher.amounts import human
+from launcher.cgroups import Use, groups_of, killed_for_memory, memory_uses
+from launcher.doctor.checks import RANK_BYTES, Finding, Findings, Question, bad, good, note, plural, unknown
 
 # Weights are mapped: a limit on addresses below this refuses most models.
 _ADDRESS_BYTES = 2**37

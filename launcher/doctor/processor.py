@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 
-from launcher.doctor.cgroups import core_quota, groups_of
+from launcher.cgroups import core_quota, groups_of
 from launcher.doctor.checks import Finding, Findings, Question, good, note, plural
 from model.host import cpu_has_bfloat16
 

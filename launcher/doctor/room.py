@@ -6,8 +6,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from launcher.doctor.cgroups import Use, groups_of, process_uses
-from launcher.doctor.checks import Finding, Findings, Question, bad, good, human, note, plural, trying
+from launcher.amounts import human
+from launcher.cgroups import Use, groups_of, process_uses
+from launcher.doctor.checks import Finding, Findings, Question, bad, good, note, plural, trying
 from launcher.doctor.driver import gpu_files
 
 _SHARED = Path("/dev/shm")

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from launcher.checkpoints.plan_report import Report, human
+from launcher.amounts import human
+from launcher.checkpoints.plan_report import Report
 from launcher.checkpoints.plan_source import read_source
 from launcher.checkpoints.planning import make_report
 from launcher.settings.options import PlanOptions, RunOptions

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.doctor.cgroups import Group, groups_of, killed_for_memory, memory_uses
+from launcher.cgroups import Group, groups_of, killed_for_memory, memory_uses
 
 # What the kernel calls a process's state, in words.
 _STATES = {

@@ -1,6 +1,5 @@
 """A job as the text of a job file: what `submit` freezes, and what `--dry_run` shows. Either can be run as it is."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,10 +68,3 @@ def _written(name: str, value: object) -> object:
     if name in MAY_BE_FILES and isinstance(value, str) and value.startswith("@"):
         return f"@{Path(value[1:]).absolute()}"
     return value if not isinstance(value, Mapping) else dict(value)
-
-
-def without_host(job: Job) -> Job:
-    """The job as `job_text` keeps it: for all hosts alike, and nowhere to be sent to."""
-    defaults = {name: settings_of(type(job.options.parallel))[name].default for name in _OF_ONE_HOST}
-    options = dataclasses.replace(job.options, parallel=dataclasses.replace(job.options.parallel, **defaults))
-    return dataclasses.replace(job, options=options, cluster=None)

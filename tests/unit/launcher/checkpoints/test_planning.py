@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from launcher.checkpoints.plan_report import as_json, as_text, human
+from launcher.amounts import human
+from launcher.checkpoints.plan_report import as_json, as_text
 from launcher.checkpoints.plan_source import read_source
 from launcher.checkpoints.planning import make_report, parse_memory, plan_command, possible_sizes
 from launcher.settings.options import PlanOptions

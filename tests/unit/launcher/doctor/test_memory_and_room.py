@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.doctor.cgroups import Use
+from launcher.cgroups import Use
 from launcher.doctor.memory import addresses, host_memory, killed, limit, parse_meminfo, swap
 from launcher.doctor.processor import cores, threads
 from launcher.doctor.room import core_dumps, open_files, processes, shared_memory, temporary

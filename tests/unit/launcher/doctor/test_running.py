@@ -8,8 +8,9 @@ import time
 
 import pytest
 
+from launcher.amounts import human
 from launcher.doctor.asking import NoAnswerError, ask, within
-from launcher.doctor.checks import Finding, as_message, bad, from_message, good, human, note, trying, unknown
+from launcher.doctor.checks import Finding, as_message, bad, from_message, good, note, trying, unknown
 from launcher.doctor.command import chosen
 from launcher.doctor.mailbox import Mailbox, post
 from launcher.doctor.running import unfinished

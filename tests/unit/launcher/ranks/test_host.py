@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.doctor.cgroups import Group
+from launcher.cgroups import Group
 from launcher.ranks.host import HOST, LIMITED, HostMemory, held_bytes, read_memory, state_of, state_words
 
 _GB = 10**9

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.doctor.cgroups import (
+from launcher.cgroups import (
     Group,
     Use,
     core_quota,
