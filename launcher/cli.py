@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from launcher.guard import LAUNCHER_PID, die_with_parent, end_on_signals, foreign_package
+from launcher.spinning import spin_briefly
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -12,6 +13,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     end_on_signals()
     if LAUNCHER_PID in os.environ:
         die_with_parent()  # at once: on a busy machine the imports take seconds
+    spin_briefly(os.environ)
     problem = foreign_package()
     if problem is not None:
         sys.stderr.write(f"shardrun: error: {problem}\n")

@@ -204,6 +204,7 @@ _COMMANDS: dict[str, Command | str] = {
         lambda: settings_of(ConvertOptions),
         convert_command,
     ),
+    "bench": "launcher.benchmarking.command:BENCH",
     "doctor": "launcher.doctor.command:DOCTOR",
     "submit": "launcher.cluster.commands:COMMANDS",
     "status": "launcher.cluster.commands:COMMANDS",

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from model.cache import KVCache
 from model.params import Params
-from model.rope import rotate
+from model.rope import Turns, rotate
 from model.split import split_of
 from parallel import ColumnParallelLinear, Mesh, RowParallelLinear
+from parallel.kernels.attention import attend_step, can_step
+from parallel.linear import column_products
 
 
 class Attention(nn.Module):
@@ -39,9 +41,11 @@ class Attention(nn.Module):
         self.wv = ColumnParallelLinear(dim, kv_dim, bias=False, gather_output=False, mesh=mesh, shares=kv_heads)
         self.wo = RowParallelLinear(dim, dim, bias=False, input_is_parallel=True, mesh=mesh, shares=heads)
 
-    def forward(self, x_BTD: Tensor, turns_BTh: Tensor, cache: KVCache | None) -> Tensor:
-        q_BTnH = rotate(self.wq(x_BTD).unflatten(-1, (self.local_heads, -1)), turns_BTh)
-        k_BTkH = rotate(self.wk(x_BTD).unflatten(-1, (self.local_kv_heads, -1)), turns_BTh)
+    def forward(self, x_BTD: Tensor, turns: Turns, cache: KVCache | None) -> Tensor:
+        if cache is not None and cache.stepping and can_step(x_BTD, len(x_BTD)):
+            return self.wo(self._step(x_BTD, turns, cache))  # type: ignore[no-any-return]
+        q_BTnH = rotate(self.wq(x_BTD).unflatten(-1, (self.local_heads, -1)), turns.here_BTh)
+        k_BTkH = rotate(self.wk(x_BTD).unflatten(-1, (self.local_kv_heads, -1)), turns.here_BTh)
         v_BTkH = self.wv(x_BTD).unflatten(-1, (self.local_kv_heads, -1))
         if cache is None:
             k_BkSH, v_BkSH = k_BTkH.transpose(1, 2), v_BTkH.transpose(1, 2)
@@ -50,6 +54,13 @@ class Attention(nn.Module):
         k_BkSH, v_BkSH = one_for_each_query(k_BkSH, self.queries), one_for_each_query(v_BkSH, self.queries)
         y_BTnH = attend(q_BTnH, k_BkSH, v_BkSH, cache)
         return self.wo(y_BTnH.flatten(-2))  # type: ignore[no-any-return]
+
+    def _step(self, x_B1D: Tensor, turns: Turns, cache: KVCache) -> Tensor:
+        """The same for one new token in each row, in two kernels: [B, 1, n * H], before wo."""
+        qkv_BX = column_products(x_B1D, (self.wq, self.wk, self.wv)).squeeze(1)
+        keys_BkSH, values_BkSH = cache.layer(self.layer)
+        y_BX = attend_step(qkv_BX, keys_BkSH, values_BkSH, turns.table_Sh, cache.step_places_B, self.queries)
+        return y_BX.unsqueeze(1)
 
 
 def one_for_each_query(x_BkSH: Tensor, queries: Sequence[int]) -> Tensor:

@@ -49,6 +49,10 @@ class KVCache:
         self.max_tokens = max_tokens
         self.device = device
         self.lengths = [0] * batch
+        # Another object whenever the tensors are others: whoever remembers where they stand looks at it.
+        self.memory = object()
+        # Where a step writes: of each row the place behind its tokens. Always in the same memory.
+        self.step_places_B = torch.zeros(batch, dtype=torch.long, device=device)
         self.plan(0)
 
     def plan(self, new_tokens: int, rivals: bool = False) -> None:
@@ -58,6 +62,10 @@ class KVCache:
         and itself; `keep` then takes one of them in.
         """
         self.new_tokens = new_tokens
+        # One token in each row, behind all that the row holds.
+        self.stepping = new_tokens == 1 and not rivals
+        if self.stepping:
+            self.step_places_B.copy_(torch.tensor(self.lengths))
         self.window = max(self.lengths) + new_tokens
         self.even = len(set(self.lengths)) == 1
         self.fresh = self.window == new_tokens
@@ -84,6 +92,10 @@ class KVCache:
             keys[rows_B1, :, self.places_BT] = k_BTkH
             values[rows_B1, :, self.places_BT] = v_BTkH
         return keys[:, :, : self.window], values[:, :, : self.window]
+
+    def layer(self, place: int) -> tuple[Tensor, Tensor]:
+        """All places of a layer's keys and values [B, k, S, H], for whoever writes them at `step_places_B`."""
+        return self.keys_LBkSH[place], self.values_LBkSH[place]
 
     def advance(self, tokens: Sequence[int]) -> None:
         """Row i now holds `tokens[i]` more tokens. Padding behind a shorter row is overwritten later."""
@@ -114,4 +126,7 @@ class KVCache:
                     x_BkSH[moved_M, :, :filled] = x_BkSH[sources[moved_M], :, :filled]
                 else:
                     tensors[layer] = x_BkSH[sources]
+        if len(rows) != len(self.lengths):
+            self.memory = object()
+            self.step_places_B = torch.zeros(len(rows), dtype=torch.long, device=self.device)
         self.lengths = [self.lengths[source] for source in rows]

@@ -1,11 +1,11 @@
 """SwiGLU feed-forward (arXiv:2002.05202), its width F cut over the ranks (f: its share)."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.params import Params
 from model.split import split_of
 from parallel import ColumnParallelLinear, Mesh, RowParallelLinear
+from parallel.linear import column_gated
 
 
 class FeedForward(nn.Module):
@@ -19,5 +19,4 @@ class FeedForward(nn.Module):
         self.w2 = RowParallelLinear(ffn, dim, bias=False, input_is_parallel=True, mesh=mesh, shares=shares)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        gated_BTf = F.silu(self.w1(x_BTD)) * self.w3(x_BTD)
-        return self.w2(gated_BTf)  # type: ignore[no-any-return]
+        return self.w2(column_gated(x_BTD, self.w1, self.w3))  # type: ignore[no-any-return]

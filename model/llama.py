@@ -19,6 +19,7 @@ from model.generation.settings import Event, How, Settings, check_eos_ids, check
 from model.generation.stopping import check_stops
 from model.looking import Found, look
 from model.placing import check_room
+from model.quantising import Progress as QuantisingProgress
 from model.text_methods import TextMethods
 from model.tokenizers.base import Tokenizer
 from model.transformer import Transformer
@@ -67,6 +68,7 @@ class Llama(TextMethods):
         strict_mp: bool = False,
         exact: bool = False,
         check_weights: bool = False,
+        quantize: str = "none",
         progress: Progress | None = None,
         world: World | None = None,
     ) -> "Llama":
@@ -76,8 +78,9 @@ class Llama(TextMethods):
         in `ckpt_dir` and its parent; where there is none, `generate` still works on ids. `world`: ranks that
         have met already. `strict_mp`: refuse a number of ranks that is not the number of shards, rather than cut
         them anew while loading. `exact`: logits that are the same to the bit at every MP that divides the model evenly
-        (docs/adr/0011-exact-mode.md). `check_weights`: see the method `check`. Raises RefusedError, the same on every
-        rank, for whatever a user can mend.
+        (docs/adr/0011-exact-mode.md). `check_weights`: see the method `check`. `quantize`: "int8" or "int4" for weights
+        in so few bits (docs/adr/0018-quantised-weights.md); `dtype` is then that of all else. Raises RefusedError, the
+        same on every rank, for whatever a user can mend.
         """
         if max_seq_len < 1 or max_batch_size < 1:
             raise RefusedError(
@@ -85,7 +88,7 @@ class Llama(TextMethods):
             )
         world = world or start_world(device=device, backend=backend)
         asked = {"max_seq_len": max_seq_len, "max_batch_size": max_batch_size, "seed": seed, "dtype": dtype}
-        asked |= {"exact": exact, "check_weights": check_weights}
+        asked |= {"exact": exact, "check_weights": check_weights, "quantize": quantize}
         world.agree("Llama.build", asked)
         ranks = world.mesh.size
         if model_parallel_size not in (None, ranks):
@@ -106,6 +109,7 @@ class Llama(TextMethods):
             dtype=dtype,
             exact=exact,
             check_weights=check_weights,
+            quantize=quantize,
             progress=progress,
         )
 
@@ -120,10 +124,12 @@ class Llama(TextMethods):
         dtype: str = "auto",
         exact: bool = False,
         check_weights: bool = False,
+        quantize: str = "none",
         progress: Progress | None = None,
+        quantising_progress: QuantisingProgress | None = None,
     ) -> "Llama":
         """Load this rank's share of a checkpoint that was looked at, among ranks that have met. Collective."""
-        model = build_model(found, world, dtype, progress, exact)
+        model = build_model(found, world, dtype, progress, exact, quantize, quantising_progress)
         seed_everything(seed)
         sums = WeightSums(model) if check_weights else None
         return Llama(model, found.tokenizer, world, max_seq_len, max_batch_size, seed, found.checkpoint, sums)

@@ -1,8 +1,9 @@
 """Root-mean-square normalisation (arXiv:1910.07467)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from parallel.kernels.norm import add_norm
 
 
 class RMSNorm(nn.Module):
@@ -13,5 +14,6 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+    def forward(self, x: Tensor, more: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x + more, and that normalised. Without autograd `x` may be overwritten."""
+        return add_norm(x, more, self.weight, self.eps)

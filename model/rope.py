@@ -1,6 +1,7 @@
 """Rotary position embedding in Meta's layout: neighbours (2i, 2i+1) turn together (arXiv:2104.09864)."""
 
 import math
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,6 +18,19 @@ def rotations(params: Params, max_tokens: int, device: torch.device | str = "cpu
     positions = torch.arange(max_tokens, dtype=torch.float32, device=device)
     angles = torch.outer(positions, frequencies)
     return torch.polar(torch.ones_like(angles), angles)
+
+
+class Turns:
+    """The rotary table, and where in it the tokens of a pass stand (its first rows, where nothing is said)."""
+
+    def __init__(self, table_Sh: Tensor, positions_BT: Tensor) -> None:
+        self.table_Sh = table_Sh
+        self.positions_BT = positions_BT
+
+    @cached_property
+    def here_BTh(self) -> Tensor:
+        """The turns of the pass's tokens; a row of tokens may serve all rows of the batch."""
+        return self.table_Sh[self.positions_BT]
 
 
 def _scaled(frequencies: Tensor, scaling: RopeScaling) -> Tensor:

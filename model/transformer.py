@@ -15,10 +15,11 @@ from model.exact.layers import ExactAttention, ExactFeedForward, exact_output
 from model.feedforward import FeedForward
 from model.norm import RMSNorm
 from model.params import Params
-from model.rope import rotations
+from model.rope import Turns, rotations
 from model.split import split_of
 from parallel import ColumnParallelLinear, Mesh, ParallelEmbedding, VocabParallelEmbedding
 from parallel.collectives import gather_from_ranks
+from parallel.kernels.norm import add
 from parallel.position import position
 
 # Along which dimension tok_embeddings.weight is cut: 0, the vocabulary (Llama 3), or 1, the width (Llama 1, 2).
@@ -26,7 +27,10 @@ EmbeddingDim = Literal[0, 1]
 
 
 class TransformerBlock(nn.Module):
-    """One layer: attention and feed-forward, each behind a norm and added to what came in."""
+    """One layer: attention and feed-forward, each behind a norm and added to what came in.
+
+    What the feed-forward adds is left to the next layer's norm, which reads both anyway.
+    """
 
     def __init__(self, params: Params, layer: int, mesh: Mesh, exact: bool) -> None:
         super().__init__()
@@ -35,9 +39,14 @@ class TransformerBlock(nn.Module):
         self.ffn_norm = RMSNorm(params.dim, params.norm_eps)
         self.feed_forward = ExactFeedForward(params, mesh) if exact else FeedForward(params, mesh)
 
-    def forward(self, x_BTD: Tensor, turns_BTh: Tensor, cache: KVCache | None) -> Tensor:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), turns_BTh, cache)
-        return x_BTD + self.feed_forward(self.ffn_norm(x_BTD))  # type: ignore[no-any-return]
+    def forward(
+        self, x_BTD: Tensor, more_BTD: Tensor | None, turns: Turns, cache: KVCache | None
+    ) -> tuple[Tensor, Tensor]:
+        """x, and what is still to be added to it."""
+        x_BTD, y_BTD = self.attention_norm(x_BTD, more_BTD)
+        y_BTD = self.attention(y_BTD, turns, cache)
+        x_BTD, y_BTD = self.ffn_norm(x_BTD, y_BTD)
+        return x_BTD, self.feed_forward(y_BTD)
 
 
 class Transformer(nn.Module):
@@ -104,15 +113,23 @@ class Transformer(nn.Module):
         """
         if cache is None:
             new_tokens = tokens_BT.shape[1]
-            turns_BTh = self.turns(new_tokens)[:new_tokens].unsqueeze(0)
+            positions_1T = torch.arange(new_tokens, device=tokens_BT.device).unsqueeze(0)
+            turns = Turns(self.turns(new_tokens), positions_1T)
         else:
             cache.plan(tokens_BT.shape[1], rivals)
-            turns_BTh = self.turns(cache.max_tokens)[cache.positions_BT]
-        x_BTD = self.tok_embeddings(tokens_BT)
+            turns = Turns(self.turns(cache.max_tokens), cache.positions_BT)
+        return self.through_layers(self.tok_embeddings(tokens_BT), turns, cache)
+
+    def through_layers(self, x_BTD: Tensor, turns: Turns, cache: KVCache | None) -> Tensor:
+        """Embeddings [B, T, D] to normalised hidden states. Without autograd `x_BTD` is overwritten. Collective."""
+        more_BTD, stepping = None, cache is not None and cache.stepping
         for block in self.layers:
             position.tick()  # on one rank there is no collective that would show that it is at work
-            x_BTD = block(x_BTD, turns_BTh, cache)
-        return self.norm(x_BTD)  # type: ignore[no-any-return]
+            x_BTD, more_BTD = block(x_BTD, more_BTD, turns, cache)
+            if not stepping:
+                # Of many tokens it would take too much room while the next layer works.
+                x_BTD, more_BTD = add(x_BTD, more_BTD), None
+        return self.norm(x_BTD, more_BTD)[1]  # type: ignore[no-any-return]
 
     def local_logits(self, x_BTD: Tensor) -> Tensor:
         """Hidden states [..., D] to this rank's share of the logits [..., v]."""

@@ -1,6 +1,7 @@
 """Collectives over a mesh, and their counterparts for autograd.
 
-Every rank of the mesh must call each of these, in the same order. On a mesh of size 1 they do nothing.
+Every rank of the mesh must call each of these, in the same order. On a mesh of size 1 they do nothing. Where its ranks
+share memory (`mesh.exchange`) they use that for what it can do, and the process group for the rest.
 Pairs of forward and backward (Megatron-LM, arXiv:1909.08053, section 3):
 
 | function | forward | backward |
@@ -33,6 +34,9 @@ def all_reduce(x: Tensor, mesh: Mesh, op: dist.ReduceOp.RedOpType = dist.ReduceO
     if mesh.alone:
         return x
     x = x.contiguous()
+    if mesh.exchange is not None and mesh.exchange.sums(x, op):
+        mesh.exchange.all_reduce(x)
+        return x
     with position.waits_in("all-reduce"):
         dist.all_reduce(x, op=op, group=mesh.group)
     return x
@@ -42,7 +46,9 @@ def all_gather_last_dim(x: Tensor, mesh: Mesh, shares: Shares = None) -> Tensor:
     """[..., n] of each rank to [..., N] in order of rank. Collective."""
     if mesh.alone:
         return x
-    sizes = [own.size for own in shares] if shares is not None else [x.shape[-1]]
+    sizes = [own.size for own in shares] if shares is not None else [x.shape[-1]] * mesh.size
+    if mesh.exchange is not None and x.device.type == "cpu":
+        return mesh.exchange.all_gather(x.contiguous(), sizes)
     widest = max(sizes)
     # Backends want the same size of every rank: narrower ones are filled up, and the filling is dropped.
     padded = F.pad(x, (0, widest - x.shape[-1])).contiguous()
@@ -58,6 +64,9 @@ def all_gather_first_dim(x: Tensor, mesh: Mesh) -> Tensor:
     """[n, ...] of each rank, n the same for all, to [N, ...] in order of rank. Collective."""
     if mesh.alone:
         return x
+    if mesh.exchange is not None and x.device.type == "cpu":
+        everyones = mesh.exchange.all_gather(x.contiguous().view(-1), [x.numel()] * mesh.size)
+        return everyones.view(mesh.size * len(x), *x.shape[1:])
     parts = x.new_empty((mesh.size, *x.shape))
     with position.waits_in("all-gather"):
         dist.all_gather(list(parts.unbind(0)), x.contiguous(), group=mesh.group)
@@ -72,9 +81,13 @@ def slice_last_dim(x: Tensor, mesh: Mesh, shares: Shares = None) -> Tensor:
 
 def broadcast(x: Tensor, mesh: Mesh) -> Tensor:
     """Rank 0's `x` on every rank, in place. Collective."""
-    if not mesh.alone:
-        with position.waits_in("broadcast"):
-            dist.broadcast(x, group=mesh.group, group_src=0)
+    if mesh.alone:
+        return x
+    if mesh.exchange is not None and mesh.exchange.carries(x):
+        mesh.exchange.broadcast(x)
+        return x
+    with position.waits_in("broadcast"):
+        dist.broadcast(x, group=mesh.group, group_src=0)
     return x
 
 

@@ -11,13 +11,16 @@ Both follow Megatron-LM (arXiv:1909.08053, section 3). Constructors talk to nobo
 backward are collective.
 """
 
+from collections.abc import Sequence
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import init
 
 from parallel.collectives import Shares, copy_to_ranks, gather_from_ranks, reduce_from_ranks, scatter_to_ranks
 from parallel.initial import InitMethod, new_weight
+from parallel.kernels.products import gated_products, plain, products
+from parallel.kernels.quantised import Weight
 from parallel.mesh import Mesh, current_mesh
 from parallel.slices import Slice, strided_shares
 
@@ -58,17 +61,32 @@ class ColumnParallelLinear(nn.Module):
         self.shares = shares
         owned = _owned(shares, out_features, self.mesh, stride, "output features")
         self.output_size_per_partition = sum(own.size for own in owned)
+        self.weight: Weight
         self.weight, master = new_weight((out_features, in_features), 0, owned, init_method)
         self.master_weight = master if keep_master_weight_for_test else None
         self.bias = nn.Parameter(torch.zeros(self.output_size_per_partition)) if bias else None
 
     def get_master_weight(self) -> Tensor:
         """The full weight [out, in], gathered from every rank. Collective."""
-        return gather_from_ranks(self.weight.data.transpose(0, 1), self.mesh, self.shares).transpose(0, 1)
+        return gather_from_ranks(
+            plain(self.weight, torch.float32).detach().transpose(0, 1), self.mesh, self.shares
+        ).transpose(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.linear(copy_to_ranks(x, self.mesh), self.weight, self.bias)
+        y = products(copy_to_ranks(x, self.mesh), (self.weight,))
+        y = y if self.bias is None else y + self.bias
         return gather_from_ranks(y, self.mesh, self.shares) if self.gather_output else y
+
+
+def column_products(x: Tensor, layers: Sequence[ColumnParallelLinear]) -> Tensor:
+    """This rank's outputs of several layers without bias that see the same x, side by side on the last dimension: one
+    pass over their weights. Only the backward is collective."""
+    return products(copy_to_ranks(x, layers[0].mesh), [layer.weight for layer in layers])
+
+
+def column_gated(x: Tensor, gate: ColumnParallelLinear, up: ColumnParallelLinear) -> Tensor:
+    """This rank's share of silu(gate(x)) * up(x), layers without bias. Only the backward is collective."""
+    return gated_products(copy_to_ranks(x, gate.mesh), gate.weight, up.weight)
 
 
 class RowParallelLinear(nn.Module):
@@ -98,15 +116,16 @@ class RowParallelLinear(nn.Module):
         self.shares = shares
         owned = _owned(shares, in_features, self.mesh, stride, "input features")
         self.input_size_per_partition = sum(own.size for own in owned)
+        self.weight: Weight
         self.weight, master = new_weight((out_features, in_features), 1, owned, init_method)
         self.master_weight = master if keep_master_weight_for_test else None
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
 
     def get_master_weight(self) -> Tensor:
         """The full weight [out, in], gathered from every rank. Collective."""
-        return gather_from_ranks(self.weight.data, self.mesh, self.shares)
+        return gather_from_ranks(plain(self.weight, torch.float32).detach(), self.mesh, self.shares)
 
     def forward(self, x: Tensor) -> Tensor:
         own = x if self.input_is_parallel else scatter_to_ranks(x, self.mesh, self.shares)
-        y = reduce_from_ranks(F.linear(own, self.weight), self.mesh)
+        y = reduce_from_ranks(products(own, (self.weight,)), self.mesh)
         return y if self.bias is None else y + self.bias

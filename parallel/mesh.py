@@ -1,16 +1,21 @@
 """A rank's place among the ranks that share one model."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
 from parallel import registry
 from parallel.errors import RefusedError
 
+if TYPE_CHECKING:
+    from parallel.exchange import Exchange
+
 
 @dataclass(frozen=True, slots=True)
 class Mesh:
-    """Rank `rank` of `size` model-parallel ranks; `group` carries their collectives.
+    """Rank `rank` of `size` model-parallel ranks; `group` carries their collectives, and `exchange` those that it can
+    where they share memory.
 
     Size 1 needs no group. A larger mesh without a group is for arithmetic alone (which slice would
     rank 3 of 8 own?): its layers can be built, and a collective on it is a mistake of ours.
@@ -19,6 +24,7 @@ class Mesh:
     rank: int = 0
     size: int = 1
     group: dist.ProcessGroup | None = None
+    exchange: "Exchange | None" = None
 
     def __post_init__(self) -> None:
         assert 0 <= self.rank < self.size, f"rank {self.rank} of {self.size}"

@@ -1,30 +1,44 @@
 """Where this process stands in its work, kept where its supervisor can read it whatever becomes of the process.
 
 A rank that was killed or hangs cannot say what it was doing. So each rank writes its phase, its step and its
-collectives to a small file that is mapped to memory: two stores a collective, no system call. Nothing is written
-where nobody supervises.
+collectives to a small file that is mapped to memory: a few stores a collective, no system call. Where nobody
+supervises it is memory of its own. The exchange writes there too, without Python (kernels/exchange.cpp).
 
 There is one `position` a process, as there is one log: whoever does the work says so, without being told to whom.
 """
 
+import ctypes
 import mmap
 import os
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-# Changes so far, step, steps in all, collectives so far, waits for others, may take any time.
-_NUMBERS = struct.Struct("=qqqqbb")
-_TEXTS = struct.Struct("=32s96s16s")
 COLLECTIVES = ("all-reduce", "all-gather", "broadcast")
 # The phase of a rank that loads libraries, and has met nobody yet.
 STARTING = "starting"
 # The phase of a rank that has done all its work: only from there it may leave with exit code 0.
 ENDING = "ending"
-SIZE = _NUMBERS.size + _TEXTS.size
+# Room for each text, in bytes.
+_OPERATION, _PHASE, _UNIT = 32, 96, 16
+
+
+class _Record(ctypes.Structure):
+    """A position as it stands in memory; as Position in kernels/exchange.cpp. All zeros: nothing was written yet."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("changes", "step", "total", "collectives")),
+        *((name, ctypes.c_int8) for name in ("waiting", "patient")),
+        *(
+            (name, ctypes.c_char * room)
+            for name, room in (("operation", _OPERATION), ("phase", _PHASE), ("unit", _UNIT))
+        ),
+    )
+
+
+SIZE = ctypes.sizeof(_Record)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,63 +78,67 @@ class Recorder:
     """Writes this process's position. Not a collective; costs well under a microsecond a call."""
 
     def __init__(self) -> None:
-        self._memory: bytearray | mmap.mmap = bytearray(SIZE)
-        self._changes = self._step = self._total = self._collectives = 0
-        self._waiting = self._patient = False
-        self._texts = ("", STARTING, "step")
+        self._record = _Record(phase=STARTING.encode(), unit=b"step")
         # Called with phase and step at each change of either: where a drill puts its faults.
         self.listener: Callable[[str, int], None] | None = None
-        self._name(*self._texts)
+
+    @property
+    def record(self) -> ctypes.Structure:
+        """The position as it stands in memory, until `share` is called: for kernels that write it themselves."""
+        return self._record
 
     def share(self, path: Path) -> None:
         """From here on write to a file, which is made. OSError where there is no room for it."""
         with path.open("wb+") as file:
             # Room for good: a full disk would end the process at the first write.
             os.posix_fallocate(file.fileno(), 0, SIZE)
-            self._memory = mmap.mmap(file.fileno(), SIZE)
-        self._name(*self._texts)
-        self._write()
+            memory = mmap.mmap(file.fileno(), SIZE)
+        memory[:] = bytes(self._record)
+        self._record = _Record.from_buffer(memory)
+        self._record.changes += 1
 
     def now(self) -> Position:
-        return _unpack(bytes(self._memory[:SIZE]))
+        return _unpack(bytes(self._record))
 
     def phase(self, name: str, total: int = 0, unit: str = "step", *, patient: bool = False) -> None:
         """A new part of the work begins; `total`: its steps, where they are known."""
-        self._step, self._total, self._waiting, self._patient = 0, total, False, patient
-        self._name(self._texts[0], name, unit)
-        self._write()
+        record = self._record
+        record.step, record.total, record.waiting, record.patient = 0, total, False, patient
+        record.phase, record.unit = _cut(name, _PHASE), _cut(unit, _UNIT)
+        record.changes += 1
         if self.listener is not None:
             self.listener(name, 0)
 
     def step(self, number: int) -> None:
         """The part of the work is at this step."""
-        self._step = number
-        self._write()
+        self._record.step = number
+        self._record.changes += 1
         if self.listener is not None:
-            self.listener(self._texts[1], number)
+            self.listener(self._record.phase.decode(errors="replace"), number)
 
     def tick(self) -> None:
         """Something was done that has no number."""
-        self._write()
+        self._record.changes += 1
 
     @contextmanager
     def patiently(self) -> Iterator[None]:
         """In the body this process may take any time: it waits for somebody who reads what it says."""
-        before, self._patient = self._patient, True
-        self._write()
+        before, self._record.patient = self._record.patient, True
+        self._record.changes += 1
         try:
             yield
         finally:
-            self._patient = before
-            self._write()
+            self._record.patient = before
+            self._record.changes += 1
 
     def waits_in(self, operation: str) -> "Recorder":
         """`with position.waits_in("all-reduce"):` around what ends only when the others do their part."""
-        self._collectives += operation in COLLECTIVES
-        self._waiting = True
-        if operation != self._texts[0]:
-            self._name(operation, *self._texts[1:])
-        self._write()
+        record = self._record
+        if operation in COLLECTIVES:
+            record.collectives += 1
+        record.operation = _cut(operation, _OPERATION)
+        record.waiting = True
+        record.changes += 1
         return self
 
     def __enter__(self) -> None:
@@ -128,25 +146,12 @@ class Recorder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if kind is None:  # what went wrong in there stays to be read
-            self._waiting = False
-            self._write()
+            self._record.waiting = False
+            self._record.changes += 1
 
-    def _write(self) -> None:
-        self._changes += 1
-        _NUMBERS.pack_into(
-            self._memory,
-            0,
-            self._changes,
-            self._step,
-            self._total,
-            self._collectives,
-            self._waiting,
-            self._patient,
-        )
 
-    def _name(self, operation: str, phase: str, unit: str) -> None:
-        self._texts = (operation, phase, unit)
-        _TEXTS.pack_into(self._memory, _NUMBERS.size, *(text.encode() for text in self._texts))
+def _cut(text: str, room: int) -> bytes:
+    return text.encode()[:room]
 
 
 def read_position(path: Path) -> Position | None:
@@ -160,20 +165,17 @@ def read_position(path: Path) -> Position | None:
 
 
 def _unpack(data: bytes) -> Position:
-    changes, step, total, collectives, waiting, patient = _NUMBERS.unpack_from(data)
-    operation, phase, unit = (
-        text.rstrip(b"\0").decode(errors="replace") for text in _TEXTS.unpack_from(data, _NUMBERS.size)
-    )
+    record = _Record.from_buffer_copy(data)
     return Position(
-        changes=changes,
-        phase=phase,
-        step=step,
-        total=total,
-        unit=unit,
-        collectives=collectives,
-        waiting=bool(waiting),
-        operation=operation,
-        patient=bool(patient),
+        changes=record.changes,
+        phase=record.phase.decode(errors="replace"),
+        step=record.step,
+        total=record.total,
+        unit=record.unit.decode(errors="replace"),
+        collectives=record.collectives,
+        waiting=bool(record.waiting),
+        operation=record.operation.decode(errors="replace"),
+        patient=bool(record.patient),
     )
 
 

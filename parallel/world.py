@@ -6,7 +6,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TypeVar
 
@@ -24,6 +24,7 @@ from parallel.environment import (
     threads_from_environment,
 )
 from parallel.errors import PeerFailedError, RefusedError, ShardrunError
+from parallel.exchange import make_exchange
 from parallel.mesh import Mesh, current_mesh
 from parallel.position import position
 from parallel.rendezvous import open_store, wait_for
@@ -260,6 +261,7 @@ def _make_groups(world: World) -> None:
     registry.initialize_model_parallel(world.env.world_size, timedelta(seconds=world.timeout_s))
     world.mesh = current_mesh()
     world.owns_group = True
+    _share_memory(world)
     # Here it may be a failure that ends the process.
     atexit.register(world.close, _FAREWELL_S)
 
@@ -286,4 +288,12 @@ def _adopt(device: str, backend: str, settings: Mapping[str, object] | None, tim
     backend = made if backend == "auto" and made in ("nccl", "gloo") else backend
     world.placement = world.together("choosing a device", lambda: _place(env, device, backend))
     world.agree("at the start", {"torch": torch.__version__, **(settings or {})})
+    _share_memory(world)
     return world
+
+
+def _share_memory(world: World) -> None:
+    """Give the mesh an exchange, where all of its ranks may be on one host and compute on its CPU. Collective."""
+    group, on_one_host = world.mesh.group, world.env.local_world_size == world.env.world_size
+    if group is not None and on_one_host and world.placement.device == "cpu" and dist.get_backend(group) == "gloo":
+        world.mesh = replace(world.mesh, exchange=make_exchange(group, world.timeout_s))

@@ -5,7 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from launcher.amounts import human
+from launcher.checkpoints.columns import columns
 from launcher.checkpoints.plan_source import Source
+from launcher.checkpoints.plan_times import machine_of, times_json, times_text
 from model.planning.plan import MAX_BATCH, MAX_SEQ_LEN, Outlook, Plan, RankPlan, Room, Workload
 from model.planning.traffic import Link, Traffic
 from model.split import Split
@@ -16,7 +18,7 @@ _UNKNOWN_BYTES = 2**62
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """All that is printed. `fitting`: every MP size that fits, `rows`: those that are listed."""
+    """All that is printed. `fitting`: every MP size that fits, `rows`: those that are listed, `gpu`: see machine_of."""
 
     source: Source
     work: Workload
@@ -25,6 +27,7 @@ class Report:
     chosen: Outlook
     rows: list[Outlook]
     fitting: list[int]
+    gpu: str = "auto"
 
 
 def as_text(report: Report) -> str:
@@ -34,6 +37,7 @@ def as_text(report: Report) -> str:
     if plan.mp > 1:
         lines += ["", *_collectives(plan, report.work.link)]
     lines += ["", *_fit(report), "", *_table(report)]
+    lines += ["", *times_text(report.work, report.rows, machine_of(report.work, report.room, report.gpu))]
     return "\n".join(lines) + "\n"
 
 
@@ -49,12 +53,13 @@ def describe_cut(split: Split) -> str:
 def _heading(report: Report) -> list[str]:
     work, params = report.work, report.work.params
     token = 2 * params.n_layers * params.n_kv_heads * params.head_dim * work.itemsize
+    weights = "" if work.quantize == "none" else f", weights in {work.quantize}"
     lines = [
         f"{report.source.path}: {params.n_parameters / 1e9:.4g} billion parameters",
         f"  dim {params.dim}, {params.n_layers} layers, {params.n_heads} heads, {params.n_kv_heads} KV heads, "
         f"feed-forward {params.ffn_dim}, vocabulary {params.vocab_size}; KV cache {token / 1024:.4g} KiB a token",
-        f"MP {report.chosen.plan.mp} on {work.device} in {work.dtype} ({report.why_dtype}), batches of {work.batch} x "
-        f"{work.max_seq_len} tokens",
+        f"MP {report.chosen.plan.mp} on {work.device} in {work.dtype} ({report.why_dtype}){weights}, batches of "
+        f"{work.batch} x {work.max_seq_len} tokens",
     ]
     if report.source.assumed:
         lines += ["assumed or noted", *(f"  - {each}" for each in report.source.assumed)]
@@ -74,7 +79,7 @@ def _ranks(report: Report, plan: Plan) -> list[str]:
     reserve = "code and buffers of the libraries" if report.work.on_cpu else "CUDA, NCCL, cuBLAS; assumed"
     return [
         f"memory of each {where}",
-        *_columns([head, *rows]),
+        *columns([head, *rows]),
         f"  workspace: {human(fullest.prefill_bytes)} in a prefill of {report.work.batch} x {report.work.max_seq_len} "
         f"tokens, {human(fullest.decode_bytes)} in decoding; reserve: {reserve}",
     ]
@@ -118,6 +123,7 @@ def _collectives(plan: Plan, link: Link) -> list[str]:
         f"collectives a token: {kinds}",
         *(f"  batch {traffic.batch}: {_described(traffic, link)}" for traffic in steps),
         f"  from: {link.described}",
+        f"    {link.source}",
     ]
 
 
@@ -173,7 +179,7 @@ def _table(report: Report) -> list[str]:
         )
     return [
         "by MP size (the fullest rank; files cut for it; collectives: time a token at batch 1)",
-        *_columns(rows),
+        *columns(rows, (0, 1)),
     ]
 
 
@@ -192,20 +198,6 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of cells under each other: names to the left, numbers to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    texts = {0, 1} if rows[0][0] == "MP" else {0}
-    return [
-        "  "
-        + "  ".join(
-            cell.ljust(width) if column in texts else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-
-
 def as_json(report: Report) -> str:
     """One object; bytes and seconds."""
     work, chosen, params = report.work, report.chosen, report.work.params
@@ -215,6 +207,7 @@ def as_json(report: Report) -> str:
         "params": {name: getattr(params, name) for name in sizes},
         "device": work.device,
         "dtype": work.dtype,
+        "quantize": work.quantize,
         "max_batch_size": work.batch,
         "max_seq_len": work.max_seq_len,
         "assumed": report.source.assumed,
@@ -223,6 +216,7 @@ def as_json(report: Report) -> str:
         "ranks": [_rank_json(rank, plan) for rank, plan in enumerate(chosen.plan.ranks)],
         "mp_that_fit": report.fitting,
         "mp_sizes": [_outlook_json(row, work.link) | _rank_json_of_fullest(row.plan) for row in report.rows],
+        "times": times_json(work, report.rows, machine_of(work, report.room, report.gpu)),
     }
     return json.dumps(fields, ensure_ascii=False) + "\n"
 
@@ -248,7 +242,7 @@ def _traffic_json(traffic: Traffic, link: Link) -> dict[str, object]:
         "payload_bytes": traffic.payload_bytes,
         "sent_bytes": traffic.sent_bytes,
         "seconds": traffic.seconds(link),
-        "from": link.described,
+        "from": f"{link.described} ({link.source})",
     }
 
 

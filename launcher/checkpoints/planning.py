@@ -57,6 +57,7 @@ def make_report(source: Source, options: PlanOptions) -> Report:
         batch=options.max_batch_size,
         max_seq_len=options.max_seq_len,
         checkpoint=source.checkpoint,
+        quantize=options.quantize,
     )
     # The table is of files that are cut for each size.
     cut = replace(work, checkpoint=None)

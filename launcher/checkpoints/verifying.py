@@ -96,7 +96,10 @@ def _arguments_of(ckpt_dir: str, options: VerifyOptions, output: Path | None) ->
         "exact": str(options.exact).lower(),
         "allow_legacy": str(options.allow_legacy).lower(),
     }
-    same = ("max_gen_len", "max_seq_len", "max_batch_size", "dtype", "backend", "device", "timeout_s", "tokenizer_path")
+    same = (
+        *("max_gen_len", "max_seq_len", "max_batch_size", "dtype", "quantize", "backend", "device", "timeout_s"),
+        "tokenizer_path",
+    )
     flags |= {name: value for name in same if (value := getattr(options, name)) is not None}
     if output is not None:
         flags["output"] = str(output)

@@ -12,6 +12,7 @@ from model.generation.stopping import check_stops
 from model.generation.windows import choose_stride
 from model.infill import check_can_infill, infill_context, infill_stop_ids
 from model.looking import Found, look
+from model.quantisation import check_quantisation
 from model.tokenizers.base import Tokenizer
 from parallel.errors import RefusedError
 
@@ -40,6 +41,7 @@ def preflight(options: RunOptions, ranks: int) -> Ready:
     model, section = options.model, options.generation
     _check_ranks(options, ranks)
     _check_settings(options)
+    check_quantisation(model.quantize, model.exact)
     found = look(
         model.ckpt_dir,
         model.tokenizer_path,

@@ -23,7 +23,18 @@ log = logging.getLogger("shardrun")
 
 KINDS = ("kill", "hang", "stop", "slow", "raise", "exit", "nan", "oom")
 # Where a fault can wait; a phase that begins with the word counts.
-PHASES = ("meeting", "making", "choosing", "comparing", "loading", "checking", "prefilling", "decoding", "writing")
+PHASES = (
+    "meeting",
+    "making",
+    "choosing",
+    "comparing",
+    "loading",
+    "checking",
+    "quantising",
+    "prefilling",
+    "decoding",
+    "writing",
+)
 _NEVER_S = 10**9
 
 
@@ -72,7 +83,7 @@ def _parse(text: str) -> Fault:
     if phase not in phases:
         raise RefusedError(f"inject is {text!r}: phase is {phase!r}; wanted {one_of(list(phases))}")
     # Only the steps of some phases have numbers; elsewhere a fault comes as the phase begins.
-    usual = "1" if phase in ("decoding", "loading") else "0"
+    usual = "1" if phase in ("decoding", "loading", "quantising") else "0"
     return Fault(
         kind=kind,
         rank=_whole(text, "rank", given.get("rank", "0")),

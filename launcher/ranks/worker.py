@@ -1,7 +1,7 @@
 """One rank, or one process alone: from its options to its results."""
 
 import logging
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import Field, fields
 from typing import Any
 
@@ -60,7 +60,9 @@ def run(options: RunOptions, world: World, ready: Ready | None, injector: Inject
         _note_clipping(options, ready)
         _note_unused(section)
 
-    def load() -> Llama:
+    def load(quantize: str = model.quantize) -> Llama:
+        # What `score` has loaded before for comparison is given back first.
+        injector.llama = None
         injector.llama = Llama.load(
             ready.found,
             world,
@@ -70,16 +72,30 @@ def run(options: RunOptions, world: World, ready: Ready | None, injector: Inject
             dtype=model.dtype,
             exact=model.exact,
             check_weights=model.check_weights,
+            quantize=quantize,
             progress=ProgressLine("loading", "GB", 1e9, enabled=world.env.rank == 0),
+            quantising_progress=_late_progress("quantising", "weights", enabled=world.env.rank == 0),
         )
         return injector.llama
 
     if isinstance(section, ScoreSection):
-        score_text(load(), options, ready)
+        score_text(world, options, ready, load)
     elif isinstance(section, ChatSection) and section.dialogs is None:
         converse(load(), options, ready)
     else:
         answer_requests(world, options, ready, load)
+
+
+def _late_progress(doing: str, unit: str, enabled: bool) -> Callable[[int, int], None]:
+    """A progress line whose time counts from its first call."""
+    lines: list[ProgressLine] = []
+
+    def tell(done: int, total: int) -> None:
+        if not lines:
+            lines.append(ProgressLine(doing, unit, enabled=enabled))
+        lines[0](done, total)
+
+    return tell
 
 
 def _note_unused(section: GenerationSection) -> None:

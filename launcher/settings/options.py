@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from launcher.settings.schema import setting
+from parallel.kernels.formats import Quantisation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +21,10 @@ class ModelSection:
     max_batch_size: int = setting("sequences held at once, at most", default=8, low=1, high=2**16)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "numbers to compute in (auto: the files', but none that the CPU computes slowly)", default="auto"
+    )
+    quantize: Quantisation = setting(
+        "bits of the weights: int8 or int4, or none to leave them as they are; dtype is that of all else",
+        default="none",
     )
     allow_legacy: bool = setting("read shards of before torch 1.6 too (they have no checksums)", default=False)
     exact: bool = setting("logits the same to the bit at every MP that divides the model evenly; slower", default=False)
@@ -150,6 +155,10 @@ class ScoreSection(GenerationSection):
     stride: int | None = setting(
         "tokens that the window moves on by (default: half of max_seq_len)", default=None, low=1, high=2**20
     )
+    compare_plain: bool = setting(
+        "with --quantize: also score with the plain weights, which are loaded first (so they must fit) and given back",
+        default=True,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,6 +214,10 @@ class PlanOptions:
         "numbers to compute in (auto: the files', but none that the CPU computes slowly; bfloat16 without files)",
         default="auto",
     )
+    quantize: Quantisation = setting(
+        "bits of the weights: int8 or int4, or none to leave them as they are; dtype is that of all else",
+        default="none",
+    )
     vocab_size: int | None = setting(
         "vocabulary entries, where no file says (default: 32000, or 128256 for what looks like Llama 3)",
         default=None,
@@ -244,6 +257,10 @@ class VerifyOptions:
     max_batch_size: int = setting("sequences held at once, at most", default=8, low=1, high=2**16)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "numbers to compute in (auto: the files', but none that the CPU computes slowly)", default="auto"
+    )
+    quantize: Quantisation = setting(
+        "bits of the weights: int8 or int4, or none to leave them as they are; dtype is that of all else",
+        default="none",
     )
     exact: bool = setting("in the exact mode, where sizes must agree to the last bit", default=False)
     backend: Literal["auto", "nccl", "gloo"] = setting(

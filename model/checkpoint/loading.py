@@ -6,7 +6,7 @@ converted, put together, turned or brought to a GPU is copied once. docs/adr/000
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,11 +36,14 @@ def load_weights(
     device: torch.device,
     neighbours: range | None = None,
     progress: Progress | None = None,
+    as_stored: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """Rank `rank`'s slice of every weight, in `dtype` on `device`. Not to be written to.
 
     `neighbours`: the ranks of this host (this one alone, where it is None): each record that any of them
-    reads is checked by one of them, so a slice may be used only after all of them have returned.
+    reads is checked by one of them, so a slice may be used only after all of them have returned. `as_stored`: names
+    of weights that are only read once more, to be converted: they come to the host in the files' dtype, of any
+    strides, and are copied only where they are put together or turned.
     RefusedError where a file is damaged, or was changed since its header was read.
     """
     neighbours = neighbours or range(rank, rank + 1)
@@ -56,7 +59,8 @@ def load_weights(
         position.phase("loading", len(checkpoint.weights), "weight")
         weights = {}
         for number, weight in enumerate(checkpoint.weights, 1):
-            weights[weight.name] = place(weight, owned[weight.name][rank], prefer)
+            bring = place.as_stored if weight.name in as_stored else place
+            weights[weight.name] = bring(weight, owned[weight.name][rank], prefer)
             position.step(number)
         place.finish()
     return weights
@@ -125,7 +129,7 @@ class _Placer:
     def __call__(self, weight: Weight, own: Slice, prefer: int) -> Tensor:
         parts = list(self.reader.parts(weight, own, prefer))
         if len(parts) == 1 and self._can_stay(parts[0]):
-            self._bring_in(weight, own, prefer)
+            self._bring_in(weight, own, prefer, parts[0])
             return parts[0]
         placed = torch.empty(weight.shape_of(own), dtype=self.dtype, device=self.device)
         start, dim = 0, weight.cut or 0
@@ -138,6 +142,15 @@ class _Placer:
             start += part.shape[dim]
         return placed
 
+    def as_stored(self, weight: Weight, own: Slice, prefer: int) -> Tensor:
+        """The slice as the files have it."""
+        parts = list(self.reader.parts(weight, own, prefer))
+        if len(parts) > 1:
+            return torch.cat(parts, weight.cut or 0)
+        if parts[0].is_contiguous():
+            self._bring_in(weight, own, prefer, parts[0])
+        return parts[0]
+
     def _can_stay(self, part: Tensor) -> bool:
         return (
             self.device.type == "cpu"
@@ -146,20 +159,15 @@ class _Placer:
             and part.data_ptr() % _ALIGNMENT_BYTES == 0
         )
 
-    def _bring_in(self, weight: Weight, own: Slice, prefer: int) -> None:
+    def _bring_in(self, weight: Weight, own: Slice, prefer: int, found: Tensor) -> None:
         (piece, part), *_ = self.reader.checkpoint.sources(weight, own, prefer)
         file = self.reader.file(piece.header)
         if isinstance(file, MappedFile):
             row_bytes = piece.entry.nbytes // piece.held.size
             offset = part.from_start_of(piece.held).start * row_bytes if weight.cut in (0, None) else 0
-            file.bring_in(piece.entry.start + offset, weight_bytes(weight, own, self.dtype))
+            file.bring_in(piece.entry.start + offset, found.nbytes)
 
     def finish(self) -> None:
         """Wait for copies that are under way."""
         if self.stager is not None:
             self.stager.wait()
-
-
-def weight_bytes(weight: Weight, own: Slice, dtype: torch.dtype) -> int:
-    """Bytes of a slice."""
-    return int(torch.Size(weight.shape_of(own)).numel()) * dtype.itemsize

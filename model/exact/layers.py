@@ -18,7 +18,7 @@ from model.attention import attend, one_for_each_query
 from model.cache import KVCache
 from model.exact.blocks import blocks_of
 from model.params import Params
-from model.rope import rotate
+from model.rope import Turns, rotate
 from parallel import Mesh
 from parallel.collectives import all_gather_first_dim
 
@@ -58,7 +58,8 @@ class ExactAttention(nn.Module):
         self.wv = BlockLinear(dim, kv_width, self.blocks.own_units)
         self.wo = BlockLinear(width, dim, self.blocks.own)
 
-    def forward(self, x_BTD: Tensor, turns_BTh: Tensor, cache: KVCache | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, turns: Turns, cache: KVCache | None) -> Tensor:
+        turns_BTh = turns.here_BTh
         units = {unit: self._keys_and_values(unit, x_BTD, turns_BTh, cache) for unit in self.blocks.own_units}
         parts = (self._block(number, x_BTD, turns_BTh, units, cache) for number in self.blocks.own)
         return sum_of_blocks(parts, len(self.blocks.own), self.mesh).type_as(x_BTD)

@@ -55,15 +55,15 @@ class Agreement:
         self._prompt_lengths: list[int] = []
 
     @contextmanager
-    def watching(self, step: int) -> Iterator[None]:
-        """Note what the norms put out in the body, where `compare(step)` will ask for it."""
+    def watching(self, step: int) -> Iterator[bool]:
+        """Note what the norms put out in the body, where `compare(step)` will ask for it; whether it will."""
         if not self._due(step):
-            yield
+            yield False
             return
         self._outputs = {}
         hooks = [norm.register_forward_hook(partial(self._note, name)) for name, norm in self._norms.items()]
         try:
-            yield
+            yield True
         finally:
             for hook in hooks:
                 hook.remove()
@@ -84,10 +84,10 @@ class Agreement:
     def _due(self, step: int) -> bool:
         return not self.model.mesh.alone and step % self.every == 0
 
-    def _note(self, name: str, _norm: nn.Module, _inputs: Any, output_BTD: Tensor) -> None:
+    def _note(self, name: str, _norm: nn.Module, _inputs: Any, outputs: tuple[Tensor, Tensor]) -> None:
         # A norm treats all places alike: the last tells as much as a whole prompt, and costs nothing beside it.
         # A copy, or it would keep the rest in memory.
-        self._outputs[name] = output_BTD[:, -1].clone()
+        self._outputs[name] = outputs[1][:, -1].clone()
 
     def _layers(self, outputs: dict[str, Tensor]) -> list[_Part]:
         """What the ranks hold and work out for themselves, in the order in which it is used."""

@@ -13,8 +13,9 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor
 
+from model.capturing import make_step
 from model.generation.agreement import Agreement, named_ranks
-from model.generation.settings import Settings
+from model.generation.settings import Settings, prefill_tokens
 from model.transformer import Transformer
 from parallel import RankFailedError
 from parallel.collectives import all_gather_first_dim, broadcast
@@ -62,19 +63,35 @@ class Decoder:
         return size
 
     def prefill(self) -> Tensor:
-        """Run all prompts at once, padded on the right; the logits behind each prompt's last token [B, V]. Collective.
+        """Run all prompts, padded on the right; the logits behind each prompt's last token [B, V]. Collective.
 
-        Causal attention never lets a token see the padding behind it, and decoding overwrites it.
+        Causal attention never lets a token see the padding behind it, and decoding overwrites it. Long prompts go
+        through in parts, so that what passes between layers stays small.
         """
         lengths, device = [len(prompt) for prompt in self.ids], self.model.device
         position.phase("prefilling", sum(lengths), "token")
         self.cache = self.model.new_cache(len(lengths), self.cache_tokens)
         padded = [prompt + [0] * (max(lengths) - len(prompt)) for prompt in self.ids]
+        tokens_BT = torch.tensor(padded, device=device)
+        self._run_step = make_step(self.model, self.cache)
         with self._agreement.watching(self.step):
-            self.hidden_BTD = self.model(torch.tensor(padded, device=device), self.cache)
-        self.cache.advance(lengths)
+            self.hidden_BTD = self._run_prompts(tokens_BT)
+        self.cache.lengths = lengths
         last_BD = self.hidden_BTD[torch.arange(len(lengths), device=device), torch.tensor(lengths, device=device) - 1]
         return self._logits(last_BD)
+
+    def _run_prompts(self, tokens_BT: Tensor) -> Tensor:
+        rows, longest = tokens_BT.shape
+        each = prefill_tokens(rows)
+        if longest <= each:
+            return self.model(tokens_BT, self.cache)  # type: ignore[no-any-return]
+        hidden_BTD = torch.empty(rows, longest, self.model.params.dim, dtype=self.model.dtype, device=tokens_BT.device)
+        for start in range(0, longest, each):
+            part_BT = tokens_BT[:, start : start + each]
+            hidden_BTD[:, start : start + each] = self.model(part_BT, self.cache)
+            self.cache.advance([part_BT.shape[1]] * rows)
+            position.step(min(start + each, longest) * rows)
+        return hidden_BTD
 
     def prompt_logprobs(self, firsts: Sequence[int] | None = None) -> list[list[float]]:
         """The logarithm of the probability of each prompt's tokens from place `firsts[row]`, 1 or more, on (default:
@@ -113,8 +130,9 @@ class Decoder:
         if parents is not None:
             self._pick(parents)
         self._append(tokens, running)
-        with self._agreement.watching(self.step):
-            self.hidden_BTD = self.model(torch.tensor(tokens, device=self.model.device).unsqueeze(1), self.cache)
+        tokens_B1 = torch.tensor(tokens, device=self.model.device).unsqueeze(1)
+        with self._agreement.watching(self.step) as watched:
+            self.hidden_BTD = self._run_step(tokens_B1, watched)
         self.cache.advance([int(row in running) for row in range(len(tokens))])
         return self._logits(self.hidden_BTD[:, 0])
 
@@ -141,15 +159,24 @@ class Decoder:
         decided = torch.empty(shape, dtype=torch.long, device=logits_BV.device)
         if self.model.mesh.rank == 0:
             try:
-                with position.waits_in("the step's collectives"):  # as below
-                    finite = bool(logits_BV.isfinite().all())
-                decided = act().to(decided).reshape(shape) if finite else torch.full_like(decided, _SPOILT)
+                finite = logits_BV.isfinite().all()
+                if not self.model.mesh.alone:
+                    with position.waits_in("the step's collectives"):  # as below; inside `act` it would look like work
+                        finite.item()
+                # Told with the decision: asking for it alone would be another wait for the device.
+                decided = act().to(decided).reshape(shape).masked_fill(~finite, _SPOILT)
             except Exception:
+                if not logits_BV.isfinite().all():
+                    return self._told(logits_BV, decided.fill_(_SPOILT))
                 # Nobody should wait for a decision that does not come.
                 with contextlib.suppress(RuntimeError):
                     broadcast(torch.full_like(decided, _FAILED), self.model.mesh)
                 raise
-        decided = broadcast(decided.contiguous(), self.model.mesh)
+        return self._told(logits_BV, decided.contiguous())
+
+    def _told(self, logits_BV: Tensor, decided: Tensor) -> list[list[int]]:
+        """Rank 0's `decided` on every rank. Collective."""
+        decided = broadcast(decided, self.model.mesh)
         with position.waits_in("the step's collectives"):  # on a GPU they end only now
             found: list[list[int]] = decided.tolist()
         if found[0][0] == _SPOILT:

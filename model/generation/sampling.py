@@ -39,7 +39,8 @@ def _places(probs_BV: Tensor, draws: Sequence[float]) -> tuple[Tensor, Tensor]:
     edges_BV = sorted_BV.cumsum(-1, dtype=torch.float64)
     marks_B1 = torch.tensor(draws, dtype=torch.float64, device=probs_BV.device).unsqueeze(-1) * edges_BV[:, -1:]
     # The first token whose upper edge is above the mark; a token of mass 0 has none above.
-    places_B1 = torch.searchsorted(edges_BV, marks_B1, right=True)
+    # Where numbers are not finite there is none, but a place all the same: the decoder tells of it.
+    places_B1 = torch.searchsorted(edges_BV, marks_B1, right=True).clamp_max(probs_BV.shape[-1] - 1)
     return places_B1, sorted_BV.gather(-1, places_B1)
 
 

@@ -17,6 +17,14 @@ GREEDY_BELOW = 1e-5
 MAX_TOP_LOGPROBS = 20
 # Contrastive search runs every candidate through the model.
 MAX_CANDIDATES = 64
+# Tokens of all rows together that go through the model at once while prompts are read: enough to keep it busy, and so
+# few that what is passed from layer to layer stays small however long the prompts are.
+PREFILL_TOKENS = 4096
+
+
+def prefill_tokens(rows: int) -> int:
+    """Tokens of each row in one pass of a prefill."""
+    return max(1, PREFILL_TOKENS // rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

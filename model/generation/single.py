@@ -61,6 +61,9 @@ class _Chooser:
     def __call__(self, logits_BV: Tensor, stops: "Stops", running: Collection[int], interrupted: bool) -> Tensor:
         """Each row's token, and what is to be said of it [B, 2]."""
         tokens = self._tokens(logits_BV)
+        if not (stops.streams or interrupted):
+            # The host has no use for the tokens yet.
+            return torch.stack([tokens, torch.full_like(tokens, GO_ON)], -1)
         said = [STOP_STRING if stopped else GO_ON for stopped in stops.push(tokens.tolist(), running)]
         if interrupted:
             said = [INTERRUPTED] * len(said)

@@ -1,7 +1,8 @@
 """Which bytes of a rank's weights stay in their mapped files and which are copied. Headers only; no torch.
 
 Follows `checkpoint/loading.py`: on a CPU a slice that stands in one piece, in the dtype of the run, is used where
-it is. Mapped pages count in a process's resident memory (RssFile), but processes share them, and the system can
+it is. One that is to be quantised is read from its file, and copied first only where it is put together or turned.
+Mapped pages count in a process's resident memory (RssFile), but processes share them, and the system can
 drop and re-read them; copies are private (RssAnon).
 """
 
@@ -15,7 +16,9 @@ from typing import NamedTuple
 from model.checkpoint.checkpoint import Checkpoint, Piece
 from model.checkpoint.files import DTYPE_BYTES
 from model.cuts import Weight
+from model.quantisation import bytes_of, format_of
 from model.split import Split
+from parallel.kernels.formats import Quantisation
 from parallel.slices import Slice
 
 # checkpoint/staging.py: two pinned buffers.
@@ -32,7 +35,8 @@ _AROUND_BYTES = 2**20
 class HostMemory:
     """A rank's host memory for loading its weights and for keeping them there, in bytes."""
 
-    # Weights in memory of this process's own; 0 where they go to a GPU.
+    # Weights in memory of this process's own, at their worst moment; on the way to a GPU only what must be put
+    # together or turned on the host before it is quantised.
     copied_bytes: int
     # Pages of files that stay mapped since weights are used there; what was copied out of these files is among them.
     kept_bytes: int
@@ -47,27 +51,38 @@ class HostMemory:
         return self.kept_bytes + self.passing_bytes
 
 
-def assumed_host_memory(weights_bytes: int, stored: str, dtype: str, device: str) -> HostMemory:
-    """Of files that are not there: shards in dtype `stored`, one for each rank."""
-    file_bytes = weights_bytes * DTYPE_BYTES[stored] // DTYPE_BYTES[dtype]
+def assumed_host_memory(
+    weights_bytes: int, stored: str, dtype: str, device: str, quantised_bytes: int = 0, saved_bytes: int = 0
+) -> HostMemory:
+    """Of files that are not there: shards in dtype `stored`, one for each rank.
+
+    `quantised_bytes`: of the weights, those that are quantised; `saved_bytes`: how much more these are in `dtype`.
+    """
+    file_bytes = (weights_bytes + saved_bytes) * DTYPE_BYTES[stored] // DTYPE_BYTES[dtype]
     stay = device == "cpu" and stored == dtype
     return HostMemory(
-        copied_bytes=0 if stay or device == "cuda" else weights_bytes,
+        copied_bytes=0 if device == "cuda" else quantised_bytes if stay else weights_bytes,
         kept_bytes=file_bytes if stay else 0,
         passing_bytes=0 if stay else file_bytes,
         staging_bytes=_staging(device),
     )
 
 
-def host_memories(checkpoint: Checkpoint, split: Split, dtype: str, device: str) -> tuple[HostMemory, ...]:
+def host_memories(
+    checkpoint: Checkpoint, split: Split, dtype: str, device: str, quantize: Quantisation = "none"
+) -> tuple[HostMemory, ...]:
     """Of a checkpoint whose headers were read: each rank's."""
     tallies = [_Tally() for _ in range(split.mp)]
     for weight in checkpoint.weights:
+        chosen = format_of(weight.name, quantize)
         for rank, own in enumerate(weight.slices(split)):
             sources = checkpoint.sources(weight, own, checkpoint.preferred(rank, split.mp))
-            stays = device == "cpu" and _stays(weight, sources, dtype)
+            stays = device == "cpu" and chosen == "none" and _stays(weight, sources, dtype)
             tallies[rank].take(weight, sources, stays)
-            if device == "cpu" and not stays:
+            if chosen != "none":
+                tallies[rank].passing += _passing_bytes(weight, own, sources)
+                tallies[rank].quantised += bytes_of(weight.shape_of(own), chosen, 0) if device == "cpu" else 0
+            elif device == "cpu" and not stays:
                 tallies[rank].copied += prod(weight.shape_of(own)) * DTYPE_BYTES[dtype]
     return tuple(tally.total(_staging(device)) for tally in tallies)
 
@@ -77,6 +92,9 @@ class _Tally:
     """What one rank reads and keeps, counted up weight by weight."""
 
     copied: int = 0
+    # Copies of weights as they are stored, each of which is given back when it has been quantised.
+    passing: int = 0
+    quantised: int = 0
     touched: "Counter[_Place]" = field(default_factory=Counter)
     limits: "dict[_Place, int]" = field(default_factory=dict)
     # Files in which weights are used.
@@ -101,7 +119,8 @@ class _Tally:
         for place, nbytes in self.touched.items():
             mapped[place.path in self.homes] += min(nbytes, self.limits[place])
         return HostMemory(
-            copied_bytes=self.copied + sum(self.pickles.values()),
+            # They are quantised in order, so what comes and what goes outweigh each other on the way.
+            copied_bytes=self.copied + sum(self.pickles.values()) + max(self.passing, self.quantised),
             kept_bytes=mapped[True],
             passing_bytes=mapped[False],
             staging_bytes=staging_bytes,
@@ -126,6 +145,14 @@ def _stays(weight: Weight, sources: Sequence[tuple[Piece, Slice]], dtype: str) -
         return False
     start = piece.entry.start + _offset_bytes(weight, piece, part)
     return piece.header.kind == "legacy" or (piece.header.kind in _MAPPED_KINDS and start % _ALIGNMENT_BYTES == 0)
+
+
+def _passing_bytes(weight: Weight, own: Slice, sources: Sequence[tuple[Piece, Slice]]) -> int:
+    """Of a slice that is copied in the files' dtype before it is quantised; 0 where it is read where it stands."""
+    (piece, _), *others = sources
+    if not others and not piece.turned:
+        return 0
+    return prod(weight.shape_of(own)) * DTYPE_BYTES[piece.entry.dtype]
 
 
 def _whole_rows(weight: Weight, piece: Piece, part: Slice) -> bool:

@@ -8,23 +8,24 @@ batch of prompts that all fill `max_seq_len`, then decoding with random sampling
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from math import prod
 
 from model.checkpoint.checkpoint import Checkpoint
 from model.checkpoint.files import DTYPE_BYTES
-from model.cuts import Weight, all_weights
 from model.params import Params
 from model.planning.host_memory import HostMemory, assumed_host_memory, host_memories
-from model.planning.traffic import LOOPBACK, NVLINK, Link, Traffic, traffic_of
+from model.planning.traffic import NVLINK, SHARED_MEMORY, Link, Traffic, traffic_of
+from model.planning.weight_bytes import weights_of
 from model.planning.workspace import Widths, decode_bytes, prefill_bytes, resident_bytes, widths_of
 from model.split import Split, split_of
+from parallel.kernels.formats import Quantisation
 
 # What a process takes on a GPU besides tensors: CUDA's context, NCCL's and cuBLAS's buffers. Assumed, not measured.
 GPU_RESERVE_BYTES = 1_000_000_000
 # On a CPU: code of torch's library that the first pass brings in, and its buffers. Measured, torch 2.13.
 CPU_CODE_BYTES = 18_000_000
 CPU_BUFFER_BYTES = 11_000_000
+# parallel/kernels/native.py: up to so many rows are multiplied with quantised weights as they stand.
+_FEW_ROWS = 8
 MAX_BATCH = 2**16
 MAX_SEQ_LEN = 2**20
 
@@ -41,6 +42,7 @@ class Workload:
     batch: int
     max_seq_len: int
     checkpoint: Checkpoint | None = None
+    quantize: Quantisation = "none"
 
     @property
     def itemsize(self) -> int:
@@ -57,16 +59,22 @@ class Workload:
 
     @property
     def link(self) -> Link:
-        return LOOPBACK if self.on_cpu else NVLINK
+        return SHARED_MEMORY if self.on_cpu else NVLINK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """What a rank has whatever the batch: its widths, and its weights in bytes."""
+    """What a rank has whatever the batch: its widths, and its weights in bytes.
+
+    Quantised weights are written out as plain ones, one at a time, when many rows are multiplied with them:
+    `written_out_bytes` of the largest of a layer, `written_output_bytes` of `output`.
+    """
 
     widths: Widths
     weights_bytes: int
     host: HostMemory
+    written_out_bytes: int = 0
+    written_output_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,15 +162,26 @@ class Outlook:
 def shares_of(work: Workload, mp: int) -> tuple[Share, ...]:
     """Each rank's share. RefusedError where the model cannot be cut for `mp` ranks."""
     split = split_of(work.params, mp)
-    weights = _weight_bytes(work, split)
+    weights = weights_of(work.params, work.embedding_dim, split, work.itemsize, work.quantize)
     hosts = (
-        tuple(assumed_host_memory(nbytes, work.stored, work.dtype, work.device) for nbytes in weights)
+        tuple(
+            assumed_host_memory(own.used, work.stored, work.dtype, work.device, own.quantised, own.saved)
+            for own in weights
+        )
         if work.checkpoint is None
-        else host_memories(work.checkpoint, split, work.dtype, work.device)
+        else host_memories(work.checkpoint, split, work.dtype, work.device, work.quantize)
     )
     widths = widths_of(work.params, split, work.embedding_dim, work.itemsize)
-    each = zip(widths, weights, hosts, strict=True)
-    return tuple(Share(widths=own, weights_bytes=nbytes, host=host) for own, nbytes, host in each)
+    return tuple(
+        Share(
+            widths=wide,
+            weights_bytes=own.used,
+            host=host,
+            written_out_bytes=own.written_out,
+            written_output_bytes=own.written_output,
+        )
+        for wide, own, host in zip(widths, weights, hosts, strict=True)
+    )
 
 
 def plan_of(work: Workload, shares: Sequence[Share]) -> Plan:
@@ -223,27 +242,15 @@ def _rank_plan(work: Workload, share: Share) -> RankPlan:
     if work.on_cpu:
         prefill = resident_bytes(prefill, widths, batch * work.max_seq_len)
         decode = resident_bytes(decode, widths, batch)
+    if batch > _FEW_ROWS:
+        decode += max(share.written_out_bytes, share.written_output_bytes)
     row = 2 * work.params.n_layers * widths.k * widths.head_dim * work.itemsize
     return RankPlan(
         share=share,
         cache_bytes=batch * work.cache_tokens * row,
-        prefill_bytes=prefill,
+        # It ends with the logits of each row's last token, as a step of decoding does.
+        prefill_bytes=max(prefill + share.written_out_bytes, decode) if share.written_out_bytes else prefill,
         decode_bytes=decode,
         reserve_bytes=CPU_CODE_BYTES + CPU_BUFFER_BYTES if work.on_cpu else GPU_RESERVE_BYTES,
         on_cpu=work.on_cpu,
     )
-
-
-def _weight_bytes(work: Workload, split: Split) -> list[int]:
-    """Bytes of each rank's slices of all weights."""
-    found = [0] * split.mp
-    for weight, count in _distinct_weights(work.params, work.embedding_dim).items():
-        for rank, own in enumerate(weight.slices(split)):
-            found[rank] += count * work.itemsize * prod(weight.shape_of(own))
-    return found
-
-
-@lru_cache(maxsize=4)
-def _distinct_weights(params: Params, embedding_dim: int) -> Counter[Weight]:
-    """How many weights there are of each shape and cut; layers differ in their names only."""
-    return Counter(replace(weight, name="") for weight in all_weights(params, embedding_dim))

@@ -8,6 +8,7 @@ n query heads, k KV heads, f feed-forward columns, v vocabulary entries of this 
 
 from dataclasses import dataclass
 
+from model.generation.settings import prefill_tokens
 from model.params import Params
 from model.split import Split
 
@@ -83,9 +84,12 @@ def widths_of(params: Params, split: Split, embedding_dim: int, itemsize: int) -
 
 def prefill_bytes(widths: Widths, batch: int, tokens: int, max_tokens: int) -> int:
     """Peak of a prefill of `tokens` tokens in each row; `max_tokens`: positions that the rotary table has."""
-    step = Pass(batch=batch, new=tokens, seen=tokens)
+    step = Pass(batch=batch, new=min(tokens, prefill_tokens(batch)), seen=tokens)
     table = 4 * widths.head_dim * max_tokens
     shared = 8 * step.rows + step.new * (4 * widths.head_dim + 8)
+    if step.new < tokens:
+        # The hidden states of all parts, and what the last part sees: as truths, and as numbers to be added.
+        shared += batch * tokens * widths.dim * widths.itemsize + step.new * tokens * (1 + widths.itemsize)
     hidden = widths.dim * widths.itemsize * step.rows
     return table + max(table, shared + _layers(widths, step), hidden + _head(widths, batch), _choice(widths, batch))
 
@@ -123,8 +127,8 @@ def _layers(w: Widths, step: Pass) -> int:
         2 * hidden + max(heads * turned, heads * size + kv_heads * turned),
         2 * hidden + qkv + heads * size + 4 * w.n,
         3 * hidden + qkv + heads * size,
-        3 * hidden + 3 * w.f * size,
-        4 * hidden + w.f * size,
+        2 * hidden + 3 * w.f * size,
+        3 * hidden + w.f * size,
     )
     written_out = 2 * step.batch * step.seen * heads * size if w.ragged else 0
     return step.rows * max(moments) + written_out

@@ -21,6 +21,7 @@ from model.params import Params
 from model.transformer import Transformer
 from model.weight_sums import WeightSums
 from parallel import Mesh, World, start_world
+from parallel.position import position
 from tests.distributed.pool import BODY_LIMIT_S, Pool
 from tests.distributed.threads import run_as_threads
 from tests.distributed.verdicts import Verdict, the_same_on_all, verdict
@@ -231,9 +232,9 @@ def test_a_rank_whose_weights_are_right_but_that_computes_a_norm_wrong_is_named(
     def act(mesh: Mesh) -> Verdict:
         model = model_of(mesh)
 
-        def spoil(_module: Any, _inputs: Any, output: Tensor) -> None:
+        def spoil(_module: Any, _inputs: Any, outputs: tuple[Tensor, Tensor]) -> None:
             if mesh.rank == 2:
-                one_unit_more(output[-1, -1], 31)
+                one_unit_more(outputs[1][-1, -1], 31)
 
         model.get_submodule(norm).register_forward_hook(spoil)
         with torch.inference_mode():
@@ -326,19 +327,16 @@ def searched_with_a_fault(world: World, how: dict[str, Any]) -> Verdict:
     generation = generation_of(model, 12, how)
     generation.decoder._agreement = Agreement(model, every=2)
 
-    def strike(_module: Any, _inputs: Any) -> None:
-        if world.mesh.rank == 1 and calls == 3:
+    def strike(_phase: str, step: int) -> None:
+        if world.mesh.rank == 1 and step == 3:
             one_unit_more(model.layers[1].ffn_norm.weight)  # type: ignore[union-attr, arg-type]
 
-    calls = -1
-
-    def count(_module: Any, _inputs: Any) -> None:
-        nonlocal calls
-        calls += 1
-
-    model.register_forward_pre_hook(count)
-    model.register_forward_pre_hook(strike)
-    return verdict(lambda: list(generation.events()))
+    # Not a hook of the model: a recorded step runs without its modules.
+    position.listener = strike
+    try:
+        return verdict(lambda: list(generation.events()))
+    finally:
+        position.listener = None
 
 
 @pytest.mark.parametrize("search", SEARCHES)
@@ -398,7 +396,7 @@ def with_a_norm_that_rounds_apart(world: World, weight: str) -> Verdict:
     model = model_of(world.mesh)
     if world.mesh.rank == 1:
         for norm in (module for module in model.modules() if isinstance(module, RMSNorm)):
-            norm.register_forward_hook(lambda _module, _inputs, output: one_unit_more(output[:, -1]))
+            norm.register_forward_hook(lambda _module, _inputs, outputs: one_unit_more(outputs[1][:, -1]))
         one_unit_more(torch.view_as_real(model.turns(64)))
         if weight:
             one_unit_more(dict(model.named_parameters())[weight])

@@ -17,6 +17,8 @@ DOORS = {
     "tiktoken": {"model/tokenizers/tiktoken_file.py"},
     "tokenizers": {"model/tokenizers/json_file.py"},
     "gguf": {"model/gguf/file.py"},
+    "triton": {"parallel/kernels/triton_products.py", "parallel/kernels/triton_steps.py"},
+    "matplotlib": {"launcher/benchmarking/plot.py"},
 }
 RANK_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 

@@ -157,8 +157,9 @@ def test_the_report_is_read_by_people(tmp_path: Path, capfdbinary: pytest.Captur
     assert re.search(r"\n  ranks 0-15 +4 +1 +8\.79 GB ", text)
     assert re.search(r"\n  16 +even, KV x2 +8\.79 GB .* yes ", text)
     assert "fits: 10.5 GB on each of 16 GPUs, of 80 GB each (--gpu_memory 80)" in text
-    # A terminal's height, the table apart.
-    assert text.count("\n") < 40
+    # A terminal's height, the two tables apart.
+    assert text.partition("by MP size")[0].count("\n") < 30
+    assert text.count("\n") < 65
     assert max(map(len, text.splitlines())) < 160
 
 
@@ -205,7 +206,39 @@ def test_on_a_cpu_the_memory_of_the_host_counts(tmp_path: Path, capfdbinary: pyt
     assert "memory of each process on the CPU" in text
     assert "available on this host" in text
     assert "0 B of" in text, "float32 weights stay in their files"
-    assert "gloo on loopback" in text
+    assert "shared memory" in text
+
+
+def test_the_times_are_a_table_by_size_and_link_with_their_constants(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    file = str(params_file(tmp_path, **SEVENTY_B))
+    text = printed(capfdbinary, file, gpu_memory="141").partition("about how fast")[2]
+    assert "tokens/s of rows of 512 tokens, and a prefill of one such row" in text
+    for said in ("a model, not a measurement", "not checked on a GPU", "H200: 85% of 4800 GB/s", "data sheet"):
+        assert said in text
+    assert re.search(r"\n  1 +- +\d", text)
+    listed = [(int(mp), link) for mp, link in re.findall(r"\n  (\d+) +(NCCL|InfiniBand|Ethernet)", text)]
+    assert listed == [(mp, link) for mp in (2, 4, 8, 16) for link in ("NCCL", "InfiniBand", "Ethernet")]
+    rows = json.loads(printed(capfdbinary, file, gpu_memory="141", json="True"))["times"]["rows"]
+    assert [(row["mp"], (row["link"] or "").split(",")[0].split()[:1]) for row in rows] == [
+        (1, []),
+        *((mp, [link]) for mp, link in listed),
+    ]
+    for row in rows:
+        rates = [f"{step['tokens_per_s']:.3g}" for step in row["decode"]]
+        if row["decode"][0]["tokens_per_s"] < 100:
+            assert re.search(rf"\n  {row['mp']} .* {re.escape(rates[0])} +{row['decode'][0]['limit']} ", text)
+        assert [step["batch_size"] for step in row["decode"]] == [1, 8]
+        assert row["prefill"]["tokens"] == 512
+
+
+def test_the_times_on_a_cpu_are_of_as_many_ranks_as_it_was_looked_at_with(tmp_path: Path) -> None:
+    options = PlanOptions(device="cpu")
+    report = make_report(read_source(params_file(tmp_path, **SEVENTY_B), options), options)
+    times = json.loads(as_json(report))["times"]
+    assert [row["mp"] for row in times["rows"] if row["link"] == "shared memory"] == [2]
+    assert "not checked on other CPUs" in times["checked"] and times["checked"] in as_text(report)
 
 
 def test_refusals_say_what_was_wanted(tmp_path: Path) -> None:
