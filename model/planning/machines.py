@@ -74,13 +74,13 @@ TWO_CORES = Machine(
     # Twice what torch's products of 512 rows reach on one thread.
     flops_16=0.95e12,
     flops_32=0.22e12,
-    flops_share=0.6,
-    overhead_s=0.5e-3,
+    flops_share=0.7,
+    overhead_s=0.9e-3,
     shared=True,
     host_ranks=2,
     links=(SHARED_MEMORY, ETHERNET),
-    source="a first estimate of an AMD EPYC, two threads, shared by the ranks of a host; another CPU has other numbers",
-    checked="not checked on other CPUs, nor between hosts",
+    source="fitted to an AMD EPYC, two threads, shared by its ranks; its memory gave 46 to 69 GB/s over a day",
+    checked="checked with 1.1 billion weights at MP 1 and 2 (docs/timing.md); not on other CPUs, nor between hosts",
 )
 
 # The least memory, in bytes, that a GPU is taken for each with. Those of 80 GB are of two kinds: the newer is taken.
