@@ -1,21 +1,18 @@
 """One rank of `bench`, or the only process, from its task to its end."""
 
-import bdb
-import os
 from dataclasses import asdict
 from pathlib import Path
 
 from launcher.benchmarking.delivery import deliver
 from launcher.benchmarking.measuring import log, measure
 from launcher.benchmarking.task import Task
-from launcher.console import leave_stdout, log_to_stderr
+from launcher.console import log_to_stderr
 from launcher.ranks.crew import POSITION
-from launcher.ranks.report import READER_GONE, report_rank, stop_on_signals
-from launcher.ranks.self_watch import SelfWatch
+from launcher.ranks.lifetime import live
 from launcher.settings.options import ParallelSection
 from parallel import World, start_world
 from parallel.environment import Environment
-from parallel.position import ENDING, position
+from parallel.position import position
 
 # Files that only rank 0 writes, and may stand elsewhere on another host.
 _OF_RANK_0 = ("plot", "output", "json")
@@ -26,32 +23,12 @@ def run_rank(task: Task, env: Environment) -> int:
     if env.run_folder:
         position.share(Path(env.run_folder) / POSITION.format(env.rank))
     log_to_stderr(env.rank, to_terminal=env.rank == 0 or not env.run_folder)
-    stop_on_signals()
-    world = None
-    try:
-        world = _meet(task)
-        parallel = ParallelSection(timeout_s=task.options.timeout_s)
-        # Our own launcher watches its ranks; others do it themselves.
-        watch = SelfWatch(world, 0.0 if env.run_folder else parallel.heartbeat_s, parallel.timeout_s)
+
+    def act(world: World) -> None:
         bench = measure(task, world)
         world.together("giving out the results", lambda: deliver(bench, task.options) if env.rank == 0 else None)
-        watch.end()
-        position.phase(ENDING)
-        world.close()
-        return 0
-    except BrokenPipeError:
-        leave_stdout()
-        os._exit(READER_GONE)
-    except bdb.BdbQuit:
-        raise  # the user left the debugger
-    except BaseException as error:
-        code = report_rank(error, env, world)
-        if world is None or world.store is None:
-            return code
-        if not env.run_folder:
-            world.farewell()
-        # Destroying a group whose ranks have gone may wait for ever.
-        os._exit(code)
+
+    return live(env, ParallelSection(timeout_s=task.options.timeout_s), lambda: _meet(task), act)
 
 
 def _meet(task: Task) -> World:

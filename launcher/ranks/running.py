@@ -1,14 +1,14 @@
 """A run of the model: which process this one is, launcher, rank or both, and what it then does."""
 
-import bdb
 import os
 import re
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launcher.command import Arguments
-from launcher.console import leave_stdout, log_to_stderr, make_log_dir
+from launcher.console import log_to_stderr, make_log_dir
 from launcher.generating.answer_file import check_output
 from launcher.generating.preflight import preflight
 from launcher.hosts.linking import refuse_on_all_hosts
@@ -16,13 +16,14 @@ from launcher.ranks.advice import memory_advice
 from launcher.ranks.crew import POSITION
 from launcher.ranks.inject import Injector, check_faults, parse_faults
 from launcher.ranks.node_ranks import ranks_here
-from launcher.ranks.report import READER_GONE, report_rank, stop_on_signals
-from launcher.ranks.self_watch import SelfWatch
 from launcher.ranks.supervisor import Run, supervise
 from launcher.settings.options import ParallelSection, RunOptions
 from parallel.environment import Environment
 from parallel.errors import RefusedError
-from parallel.position import ENDING, position
+from parallel.position import position
+
+if TYPE_CHECKING:
+    from parallel import World
 
 # It names the folder of the logs.
 _RUN_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
@@ -121,34 +122,15 @@ def _as_rank(options: RunOptions, env: Environment, workdir: str | None = None) 
     if env.attempt and options.generation.output:
         options = replace(options, generation=replace(options.generation, resume=True))
     ready = None if env.launched else preflight(options, 1)
-    from launcher.ranks import worker  # loads torch: only now, when the settings are known to be good
+    # These load torch: only now, when the settings are known to be good.
+    from launcher.ranks import worker
+    from launcher.ranks.lifetime import live
 
-    stop_on_signals()
-    world = None
-    try:
-        world = worker.meet(options)
-        # Our own launcher watches its ranks; others do it themselves.
-        heartbeat_s = 0.0 if env.run_folder else options.parallel.heartbeat_s
-        watch = SelfWatch(world, heartbeat_s, options.parallel.timeout_s)
+    def act(world: "World") -> None:
         worker.run(options, world, ready, injector)
-        watch.end()
         injector.end()
-        position.phase(ENDING)
-        world.close()
-        return 0
-    except BrokenPipeError:
-        leave_stdout()
-        os._exit(READER_GONE)
-    except bdb.BdbQuit:
-        raise  # the user left the debugger
-    except BaseException as error:
-        code = report_rank(error, env, world)
-        if world is None or world.store is None:
-            return code
-        if not env.run_folder:
-            world.farewell()
-        # Destroying a group whose ranks have gone may wait for ever.
-        os._exit(code)
+
+    return live(env, options.parallel, lambda: worker.meet(options), act)
 
 
 def _log(parallel: ParallelSection, env: Environment) -> None:
