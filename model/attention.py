@@ -42,7 +42,7 @@ class Attention(nn.Module):
         self.wo = RowParallelLinear(dim, dim, bias=False, input_is_parallel=True, mesh=mesh, shares=heads)
 
     def forward(self, x_BTD: Tensor, turns: Turns, cache: KVCache | None) -> Tensor:
-        if cache is not None and cache.stepping and can_step(x_BTD, len(x_BTD)):
+        if cache is not None and cache.stepping and can_step(x_BTD, len(x_BTD)) and not self._trained():
             return self.wo(self._step(x_BTD, turns, cache))  # type: ignore[no-any-return]
         q_BTnH = rotate(self.wq(x_BTD).unflatten(-1, (self.local_heads, -1)), turns.here_BTh)
         k_BTkH = rotate(self.wk(x_BTD).unflatten(-1, (self.local_kv_heads, -1)), turns.here_BTh)
@@ -54,6 +54,11 @@ class Attention(nn.Module):
         k_BkSH, v_BkSH = one_for_each_query(k_BkSH, self.queries), one_for_each_query(v_BkSH, self.queries)
         y_BTnH = attend(q_BTnH, k_BkSH, v_BkSH, cache)
         return self.wo(y_BTnH.flatten(-2))  # type: ignore[no-any-return]
+
+    def _trained(self) -> bool:
+        """Whether somebody wants a gradient of what goes into attention."""
+        weights = (self.wq.weight, self.wk.weight, self.wv.weight)
+        return torch.is_grad_enabled() and any(isinstance(one, Tensor) and one.requires_grad for one in weights)
 
     def _step(self, x_B1D: Tensor, turns: Turns, cache: KVCache) -> Tensor:
         """The same for one new token in each row, in two kernels: [B, 1, n * H], before wo."""

@@ -67,6 +67,8 @@ class KVCache:
         if self.stepping:
             self.step_places_B.copy_(torch.tensor(self.lengths))
         self.window = max(self.lengths) + new_tokens
+        # Kernels write there without looking.
+        assert self.window <= self.max_tokens, f"{self.window} tokens in a cache of {self.max_tokens}"
         self.even = len(set(self.lengths)) == 1
         self.fresh = self.window == new_tokens
         held_B1 = torch.tensor(self.lengths[:1] if self.even else self.lengths, device=self.device).unsqueeze(1)

@@ -1,7 +1,7 @@
-"""From plain weights to small whole numbers, after loading: one weight at a time, at any MP.
+"""From plain weights to small whole numbers, after loading: one weight at a time a thread, at any MP.
 
 The weights that are to be quantised have been brought to the host in the files' own dtype, most of them mapped
-(checkpoint/loading.py), so that no more than one of them stands beside the result in memory.
+(checkpoint/loading.py), so that little of them stands beside the result in memory.
 
 Scales must not depend on the MP. Those of int8 belong to a row, and a row of wo and w2 is spread over the ranks: its
 largest number is looked for on all of them, for all layers in one all-reduce. So a rank's whole numbers are the slices

@@ -180,6 +180,7 @@ def make_exchange(group: dist.ProcessGroup, timeout_s: float) -> Exchange | None
 
     Nothing of it has a name that others could find, or that would be left behind: it ends with the last process.
     """
+    library()  # it may have to be built first, for which nobody should wait in a collective
     rank, size, exchange, reason = dist.get_rank(group), dist.get_world_size(group), None, ""
     # Rank 0's is closed once all others have opened it.
     with ExitStack() as files:

@@ -22,6 +22,7 @@ from model.norm import RMSNorm
 from model.transformer import Transformer
 from parallel import RankFailedError
 from parallel.collectives import all_gather_first_dim
+from parallel.kernels.building import fingerprint
 
 log = logging.getLogger("shardrun")
 
@@ -147,7 +148,7 @@ def _unlike(x_RBT: Tensor) -> list[list[int]]:
 
 def _kind_of(device: torch.device) -> int:
     """Processors of one kind round alike; on others, kernels may add up in another order."""
-    on_cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    on_cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {fingerprint()}"
     return zlib.crc32((torch.cuda.get_device_name(device) if device.type == "cuda" else on_cpu).encode())
 
 

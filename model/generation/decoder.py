@@ -90,7 +90,7 @@ class Decoder:
             part_BT = tokens_BT[:, start : start + each]
             hidden_BTD[:, start : start + each] = self.model(part_BT, self.cache)
             self.cache.advance([part_BT.shape[1]] * rows)
-            position.step(min(start + each, longest) * rows)
+            position.step(sum(min(len(prompt), start + each) for prompt in self.ids))
         return hidden_BTD
 
     def prompt_logprobs(self, firsts: Sequence[int] | None = None) -> list[list[float]]:

@@ -38,10 +38,6 @@ class Program:
         self._explains.append(explain)
         self._kept.append((arguments, kept))
 
-    def keep(self, *kept: object) -> None:
-        """Hold on to memory that the calls use."""
-        self._kept.append(kept)
-
     def run(self) -> None:
         """Make all calls again, on what now stands in their memory."""
         kernels = library()

@@ -85,6 +85,7 @@ def products(x: Tensor, weights: Sequence[Weight], gated: bool = False) -> Tenso
     x = x.contiguous()
     width = x.shape[-1]
     outs = [weight.shape[0] for weight in weights]
+    assert all(weight.shape[1] == width for weight in weights), f"x is {width} wide, the weights are not"
     y = x.new_empty((*x.shape[:-1], outs[0] if gated else sum(outs)))
     matrices = _matrices(weights)
     arguments = _Products(
@@ -172,6 +173,9 @@ def attend(
     """See attention.attend_step. Where `usable`."""
     rows, kv_heads, max_places, width = keys_BkSH.shape
     heads = qkv_BX.shape[-1] // width - 2 * kv_heads
+    assert heads == sum(queries.counts) and len(qkv_BX) == len(places_B) == rows, (
+        "not as many rows or heads as the cache"
+    )
     out = qkv_BX.new_empty((rows, heads * width))
     arguments = _Attention(
         bfloat16=qkv_BX.dtype is torch.bfloat16,

@@ -13,7 +13,8 @@ def add_norm(x: Tensor, more: Tensor | None, weight: Tensor, eps: float) -> tupl
     Computed in float32 inside. Without autograd `x` itself may be overwritten with the sum.
     """
     alike = x.is_contiguous() and (more is None or (more.is_contiguous() and more.dtype is x.dtype))
-    if alike and native.readable((weight,), x.dtype):
+    recorded = torch.is_grad_enabled() and more is not None and more.requires_grad
+    if alike and not recorded and native.readable((weight,), x.dtype):
         rows = x.numel() // x.shape[-1]
         if native.usable(x, rows):
             return x, native.add_norm(x, more, weight, eps)

@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 #include "cores.h"
@@ -80,7 +81,11 @@ void serve(int thread) {
 }
 
 void start_threads(int threads) {
-    for (; started < threads && started < kMostThreads; started++) std::thread(serve, started).detach();
+    try {
+        for (; started < threads && started < kMostThreads; started++) std::thread(serve, started).detach();
+    } catch (const std::system_error &) {
+        // No more threads may be had: those that there are do the work.
+    }
 }
 
 }  // namespace

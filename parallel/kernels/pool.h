@@ -2,7 +2,7 @@
 #pragma once
 
 // Calls work(context, i) for each i below `chunks`, on this thread and on up to `threads` - 1 others; returns when all
-// are done. Who does which is left to chance: a thread that the system holds up takes fewer. At most 2**20 chunks.
+// are done. Who does which is left to chance: a thread that the system holds up takes fewer. Fewer than 2**20 chunks.
 void run_chunks(int threads, int chunks, void (*work)(void *context, int chunk), void *context);
 
 template <class Work> void in_parallel(int threads, int chunks, const Work &work) {

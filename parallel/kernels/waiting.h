@@ -26,8 +26,6 @@ class Waiting {
         return looks_ % kLooks == 0 && std::chrono::steady_clock::now() - since_ > limit;
     }
 
-    std::chrono::nanoseconds so_far() const { return std::chrono::steady_clock::now() - since_; }
-
   private:
     static constexpr int kLooks = 32;
 

@@ -97,4 +97,23 @@ def test_where_kernels_cannot_do_all_of_a_step_it_stays_a_pass() -> None:
             expected = model(torch.tensor([[token]]), cache)
             assert torch.equal(step(torch.tensor([[token]])), expected)
             cache.advance([1])
-    assert not step._recordable
+    assert step._recorded is None
+
+
+def test_a_cache_that_is_full_takes_no_more() -> None:
+    model = model_of()
+    with torch.inference_mode():
+        cache = model.new_cache(3, 4)
+        model(PROMPTS, cache)
+        cache.advance([4, 4, 4])
+        with pytest.raises(AssertionError, match="5 tokens in a cache of 4"):
+            Step(model, cache)(torch.tensor([[1], [2], [3]]))
+
+
+def test_gradients_reach_projections_behind_frozen_norms_in_short_sequences_too() -> None:
+    """Few rows are the kernels' business, but not where somebody wants a gradient."""
+    model = model_of()
+    for name, weight in model.named_parameters():
+        weight.requires_grad_("norm" not in name and "embeddings" not in name)
+    model.logits(model(PROMPTS[:1])).sum().backward()
+    assert [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None] == []

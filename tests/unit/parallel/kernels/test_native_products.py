@@ -124,6 +124,32 @@ def test_gradients_go_through_torch() -> None:
     assert torch.allclose(weight.grad, x.detach().sum(0).expand(4, -1))
 
 
+def test_rows_of_another_width_are_no_rows_for_a_weight() -> None:
+    with pytest.raises(AssertionError, match="x is 32 wide, the weights are not"):
+        native.products(numbers(1, 32), [numbers(4, 64)])
+
+
+def test_a_library_that_does_not_load_and_a_folder_that_is_not_ours_are_passed_by(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A relative cache folder means nothing; an empty file, as a crash leaves it, is built anew."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "here")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    library.cache_clear()
+    try:
+        assert library() is not None
+        (built,) = (tmp_path / "home" / ".cache" / "shardrun").glob("*.so")
+        built.unlink()
+        built.touch()
+        library.cache_clear()
+        assert library() is not None
+        assert built.stat().st_size > 0
+        assert not (tmp_path / "here").exists()
+    finally:
+        library.cache_clear()
+
+
 def test_no_compiler_is_told_and_torch_does_the_work(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
