@@ -19,7 +19,7 @@ import pytest
 from tests.end_to_end.command import Running, assert_done, assert_one_message, complete, run
 from tests.end_to_end.drills import ENDED_S, ENDLESS, PROMPTS, Healthy, hit, two_ranks, wait_for_ranks, wait_for_words
 
-FEW = [pytest.param(range(3), id="few")]
+FEW = [pytest.param(range(2), id="few")]
 FIFTY = [*FEW, pytest.param(range(100, 150), id="fifty", marks=pytest.mark.drill)]
 HUNDRED = [
     pytest.param(range(1), id="few"),
@@ -159,7 +159,7 @@ def make_old(folders: Sequence[Path]) -> None:
         os.utime(folder, (time.time() - 60, time.time() - 60))
 
 
-@pytest.mark.parametrize("runs", [pytest.param(4, id="few"), pytest.param(200, id="many", marks=pytest.mark.drill)])
+@pytest.mark.parametrize("runs", [pytest.param(2, id="few"), pytest.param(200, id="many", marks=pytest.mark.drill)])
 def test_C78_trials_runs_that_nothing_disturbs_end_well(
     runs: int, healthy: Healthy, case: Path, right: Callable[[str], str]
 ) -> None:
