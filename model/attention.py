@@ -16,6 +16,7 @@ from model.rope import Turns, rotate
 from model.split import split_of
 from parallel import ColumnParallelLinear, Mesh, RowParallelLinear
 from parallel.kernels.attention import attend_step, can_step
+from parallel.kernels.gradients import wanted
 from parallel.linear import column_products
 
 
@@ -42,7 +43,7 @@ class Attention(nn.Module):
         self.wo = RowParallelLinear(dim, dim, bias=False, input_is_parallel=True, mesh=mesh, shares=heads)
 
     def forward(self, x_BTD: Tensor, turns: Turns, cache: KVCache | None) -> Tensor:
-        if cache is not None and cache.stepping and can_step(x_BTD, len(x_BTD)) and not self._trained():
+        if cache is not None and cache.stepping and self._can_step(x_BTD):
             return self.wo(self._step(x_BTD, turns, cache))  # type: ignore[no-any-return]
         q_BTnH = rotate(self.wq(x_BTD).unflatten(-1, (self.local_heads, -1)), turns.here_BTh)
         k_BTkH = rotate(self.wk(x_BTD).unflatten(-1, (self.local_kv_heads, -1)), turns.here_BTh)
@@ -55,10 +56,8 @@ class Attention(nn.Module):
         y_BTnH = attend(q_BTnH, k_BkSH, v_BkSH, cache)
         return self.wo(y_BTnH.flatten(-2))  # type: ignore[no-any-return]
 
-    def _trained(self) -> bool:
-        """Whether somebody wants a gradient of what goes into attention."""
-        weights = (self.wq.weight, self.wk.weight, self.wv.weight)
-        return torch.is_grad_enabled() and any(isinstance(one, Tensor) and one.requires_grad for one in weights)
+    def _can_step(self, x_B1D: Tensor) -> bool:
+        return can_step(x_B1D, len(x_B1D)) and not wanted(self.wq.weight, self.wk.weight, self.wv.weight)
 
     def _step(self, x_B1D: Tensor, turns: Turns, cache: KVCache) -> Tensor:
         """The same for one new token in each row, in two kernels: [B, 1, n * H], before wo."""

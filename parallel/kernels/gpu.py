@@ -11,6 +11,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from parallel.kernels.gradients import wanted
 from parallel.kernels.quantised import QuantisedWeight, Weight
 
 log = logging.getLogger("shardrun")
@@ -24,13 +25,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def usable(x: Tensor, rows: int) -> bool:
     """Whether these kernels can work on `x`, seen as so many rows of a step: on a GPU, without a gradient."""
-    return (
-        rows <= _MOST_ROWS
-        and x.is_cuda
-        and x.dtype in _DTYPES
-        and not (torch.is_grad_enabled() and x.requires_grad)
-        and _installed(x.device)
-    )
+    return rows <= _MOST_ROWS and x.is_cuda and x.dtype in _DTYPES and not wanted(x) and _installed(x.device)
 
 
 def multiplies(x: Tensor, rows: int, weights: Sequence[Weight]) -> bool:

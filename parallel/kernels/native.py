@@ -9,6 +9,7 @@ from torch import Tensor
 
 from parallel.kernels.building import library
 from parallel.kernels.calls import call
+from parallel.kernels.gradients import wanted
 from parallel.kernels.quantised import Int4Weight, Int8Weight, QuantisedWeight, Weight
 
 # products.h: kMostRows. More rows keep the processor busier than the memory, and torch's products are better then.
@@ -58,11 +59,7 @@ class _Attention(ctypes.Structure):
 def usable(x: Tensor, rows: int) -> bool:
     """Whether these kernels can work on `x`, seen as so many rows: few of them, on a CPU, without a gradient."""
     return (
-        rows <= MOST_ROWS
-        and x.device.type == "cpu"
-        and x.dtype in _DTYPES
-        and not (torch.is_grad_enabled() and x.requires_grad)
-        and library() is not None
+        rows <= MOST_ROWS and x.device.type == "cpu" and x.dtype in _DTYPES and not wanted(x) and library() is not None
     )
 
 
@@ -70,13 +67,8 @@ def readable(weights: Sequence[Weight], dtype: torch.dtype) -> bool:
     """Whether these weights can be read as they stand, for rows of `dtype`."""
     if isinstance(weights[0], QuantisedWeight):
         return len({type(weight) for weight in weights}) == 1
-    return all(
-        isinstance(weight, Tensor)
-        and weight.dtype is dtype
-        and weight.is_contiguous()
-        and not (torch.is_grad_enabled() and weight.requires_grad)
-        for weight in weights
-    )
+    alike = all(isinstance(weight, Tensor) and weight.dtype is dtype and weight.is_contiguous() for weight in weights)
+    return alike and not wanted(*weights)
 
 
 def products(x: Tensor, weights: Sequence[Weight], gated: bool = False) -> Tensor:

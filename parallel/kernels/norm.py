@@ -1,10 +1,10 @@
 """Root-mean-square normalisation (arXiv:1910.07467), with the sum that goes before it in a transformer."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from parallel.kernels import gpu, native
+from parallel.kernels.gradients import wanted
 
 
 def add_norm(x: Tensor, more: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -13,8 +13,7 @@ def add_norm(x: Tensor, more: Tensor | None, weight: Tensor, eps: float) -> tupl
     Computed in float32 inside. Without autograd `x` itself may be overwritten with the sum.
     """
     alike = x.is_contiguous() and (more is None or (more.is_contiguous() and more.dtype is x.dtype))
-    recorded = torch.is_grad_enabled() and more is not None and more.requires_grad
-    if alike and not recorded and native.readable((weight,), x.dtype):
+    if alike and not wanted(more) and native.readable((weight,), x.dtype):
         rows = x.numel() // x.shape[-1]
         if native.usable(x, rows):
             return x, native.add_norm(x, more, weight, eps)
@@ -26,5 +25,4 @@ def add_norm(x: Tensor, more: Tensor | None, weight: Tensor, eps: float) -> tupl
 
 def add(x: Tensor, more: Tensor) -> Tensor:
     """x + more. Without autograd in the memory of `x`: prefills have no room to spare."""
-    recorded = torch.is_grad_enabled() and (x.requires_grad or more.requires_grad)
-    return x + more if recorded else x.add_(more)
+    return x + more if wanted(x, more) else x.add_(more)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from parallel.kernels import gpu, native
 from parallel.kernels.adjacent import joined
+from parallel.kernels.gradients import wanted
 from parallel.kernels.quantised import QuantisedWeight, Weight
 
 
@@ -38,8 +39,7 @@ def gated_products(x: Tensor, gate: Weight, up: Weight) -> Tensor:
 def _packed(x: Tensor, weights: Sequence[Weight]) -> Tensor | None:
     """The weights as one, where they stand behind one another and nobody wants the gradient of each."""
     plain_ones = [weight for weight in weights if isinstance(weight, Tensor)]
-    wanted = torch.is_grad_enabled() and any(weight.requires_grad for weight in plain_ones)
-    return joined(plain_ones) if x.is_cuda and len(plain_ones) == len(weights) > 1 and not wanted else None
+    return joined(plain_ones) if x.is_cuda and len(plain_ones) == len(weights) > 1 and not wanted(*weights) else None
 
 
 def plain(weight: Weight, dtype: torch.dtype) -> Tensor:

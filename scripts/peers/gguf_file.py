@@ -12,6 +12,7 @@ from torch import Tensor
 from model.checkpoint.checkpoint import Checkpoint
 from model.checkpoint.opening import open_checkpoint
 from model.checkpoint.reading import open_weights
+from model.gguf.folder import gguf_name
 from model.params import Params
 from parallel.slices import Slice
 
@@ -19,18 +20,6 @@ _KINDS = {kind: gguf.GGMLQuantizationType[kind] for kind in ("F32", "F16", "BF16
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _BLOCK = 32
 _ROWS = 512
-_NAMES = {
-    "attention.wq": "attn_q",
-    "attention.wk": "attn_k",
-    "attention.wv": "attn_v",
-    "attention.wo": "attn_output",
-    "feed_forward.w1": "ffn_gate",
-    "feed_forward.w2": "ffn_down",
-    "feed_forward.w3": "ffn_up",
-    "attention_norm": "attn_norm",
-    "ffn_norm": "ffn_norm",
-}
-_OUTER_NAMES = {"tok_embeddings": "token_embd", "norm": "output_norm", "output": "output"}
 
 
 def gguf_of(ckpt_dir: Path, kind: str, work: Path) -> Path:
@@ -63,15 +52,6 @@ def write_gguf(checkpoint: Checkpoint, path: Path, kind: str) -> None:
             parts = reader.read(weight, Slice(0, weight.length)).split(_ROWS)
             writer.write_tensor_data(torch.cat([encoded(part, own) for part in parts]).numpy())
     writer.close()
-
-
-def gguf_name(name: str) -> str:
-    """GGUF's name of a weight."""
-    stem = name.removesuffix(".weight")
-    if not stem.startswith("layers."):
-        return f"{_OUTER_NAMES[stem]}.weight"
-    _, layer, part = stem.split(".", 2)
-    return f"blk.{layer}.{_NAMES[part]}.weight"
 
 
 def encoded(weight: Tensor, kind: str) -> Tensor:
